@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -184,11 +184,6 @@ class Augmentation:
     angle: float = 0.0  # rotation of the camera in radians
     light: float = 1.0  # factor on every pixel value
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the view shows exactly the box."""
-        return (self.right, self.down, self.zoom, self.angle) == (0.0, 0.0, 1.0, 0.0)
-
 
 def sample_augmentation(clip: str, frame: int, view: int) -> Augmentation:
     """Return the augmentation of a view of a frame of a clip; views and frames count from 1."""
@@ -212,7 +207,7 @@ def apply_augmentation(plain: Picture, image: Picture, region: Region, augmentat
     region : what the plain crop shows.
     """
     view = plain
-    if not augmentation.is_plain:
+    if replace(augmentation, mirrored=False, light=1.0) != Augmentation():  # it shows another region
         sine, cosine = math.sin(augmentation.angle), math.cos(augmentation.angle)
         shift = np.array([augmentation.right, augmentation.down]) * region.sides
         view = _cut(image, Region(center=region.center + region.rotation @ shift,

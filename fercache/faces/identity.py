@@ -154,49 +154,25 @@ def choose_person(frame: Ints, faces: Floats, track: Ints) -> Ints:
     count = int(track.max()) + 1
     order = np.argsort(track, kind="stable")
     edges = np.searchsorted(track[order], np.arange(count + 1))
-    first, last = order[edges[:-1]], order[edges[1:] - 1]
-    lengths, covered = np.diff(edges), area(faces)
-    tracks = _Tracks(start=frame[first], stop=frame[last], first=faces[first, :4], last=faces[last, :4],
-                     length=lengths, weight=np.asarray(np.bincount(track, covered * faces[:, 4], count), np.float64),
-                     size=np.bincount(track, covered, count) / lengths)
-    members = np.zeros(count, bool)
-    others = np.zeros_like(members)
-    by_weight = np.argsort(-tracks.weight, kind="stable")
+    begins, ends = order[edges[:-1]], order[edges[1:] - 1]  # the first and the last face of each track
+    start, stop, lengths, covered = frame[begins], frame[ends], np.diff(edges), area(faces)
+    by_weight = np.argsort(-np.bincount(track, covered * faces[:, 4], count), kind="stable")
+    size = np.bincount(track, covered, count) / lengths
     main = by_weight[0]
-    for candidate in by_weight:
-        if candidate != main and not tracks.may_return(candidate, main, members, others):
-            continue
+    may_return = (lengths >= MIN_RETURN) & (size >= MIN_RETURN_AREA * size[main])
+    may_return[main] = True
+    members, others = np.zeros((2, count), bool)
+    for candidate in by_weight[may_return[by_weight]]:
+        if others.any():
+            # Distance from where each track ended to where this one begins; the other way round for later tracks.
+            later = (start > stop[candidate])[:, None]
+            distance = apart(np.where(later, faces[begins, :4], faces[ends, :4]),
+                             np.where(later, faces[ends[candidate], :4], faces[begins[candidate], :4]))
+            if others[candidate] or distance[members].min() > distance[others].min():
+                continue
         members[candidate] = True
-        others |= tracks.together(candidate) & ~members
+        others |= (start <= stop[candidate]) & (stop >= start[candidate]) & ~members
     return np.flatnonzero(members)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Tracks:
-    """Per track (S,): first and last row, first and last box (S, 4), sum of area x score, mean area, frames."""
-
-    start: Ints
-    stop: Ints
-    first: Floats
-    last: Floats
-    weight: Floats
-    size: Floats
-    length: Ints
-
-    def together(self, track: int) -> Bools:
-        """Return (S,) whether each track overlaps `track` in time."""
-        return np.asarray((self.start <= self.stop[track]) & (self.stop >= self.start[track]))
-
-    def may_return(self, track: int, main: int, members: Bools, others: Bools) -> bool:
-        """Return whether `track` may be the main person who returns."""
-        if others[track] or self.length[track] < MIN_RETURN or self.size[track] < MIN_RETURN_AREA * self.size[main]:
-            return False
-        if not others.any():
-            return True
-        # Distance from where each track ended to where `track` begins; the other way round for later tracks.
-        later = (self.start > self.stop[track])[:, None]
-        distance = apart(np.where(later, self.first, self.last), np.where(later, self.last[track], self.first[track]))
-        return bool(distance[members].min() <= distance[others].min())
 
 
 # A person's boxes, frame by frame.

@@ -7,15 +7,15 @@ decides in the same spirit which faces the CNN embeds; the reader of a store int
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fercache.faces.tracklets import NONE, SAME_IOU, iou, match
+from fercache.faces.tracklets import NONE, SAME_IOU, iou, matched
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -33,15 +33,11 @@ STEPS = 16  # interpolated boxes are rounded to 1 / STEPS px, as detected ones a
 SCORE_DIGITS = 4
 
 
-class FaceDetector(Protocol):
-    """Detects the faces (n, 5) of pictures: x1, y1, x2, y2 in pixels and the score."""
-
-    def detect(self, pictures: Sequence[Picture]) -> Sequence[Floats]:
-        """Return the faces of each picture."""
+Detect = Callable[[Sequence[Picture]], Sequence[Floats]]
+"""Returns the faces (n, 5) of pictures: x1, y1, x2, y2 in pixels and the score."""
 
 
-def interpolate_faces(images: Sequence[Picture | None], detector: FaceDetector, every: int, columns: int = 5
-                      ) -> list[Floats]:
+def interpolate_faces(images: Sequence[Picture | None], detect: Detect, every: int, columns: int = 5) -> list[Floats]:
     """Return the faces of each picture, (n, 5): x1, y1, x2, y2 in pixels and the score; none for a missing picture.
 
     Parameters
@@ -56,7 +52,7 @@ def interpolate_faces(images: Sequence[Picture | None], detector: FaceDetector, 
     # sides of a shot boundary, so nothing is interpolated across it.
     rows = [row for row, image in enumerate(images) if image is not None]
     faces = [np.empty((0, columns)) for _ in images]
-    block = _Block([image for image in images if image is not None], detector, columns)
+    block = _Block([image for image in images if image is not None], detect, columns)
     for row, faces_of_row in zip(rows, block.interpolated(every), strict=True):
         faces[row] = faces_of_row
     return faces
@@ -75,8 +71,8 @@ class UncertainSpan(NamedTuple):
 class _Block:
     """Consecutive pictures with their faces."""
 
-    def __init__(self, images: list[Picture], detector: FaceDetector, columns: int) -> None:
-        self.images, self.detector, self.columns = images, detector, columns
+    def __init__(self, images: list[Picture], detect: Detect, columns: int) -> None:
+        self.images, self.detect, self.columns = images, detect, columns
         self.detected: dict[int, Floats] = {}  # row -> faces (n, 5)
         self.interpolated_faces: dict[int, list[Floats]] = defaultdict(list)  # row -> faces in parts (n, 5)
 
@@ -99,7 +95,7 @@ class _Block:
 
     def _detect(self, rows: list[int]) -> None:
         """Run the detector on some pictures."""
-        self.detected.update(zip(rows, self.detector.detect([self.images[row] for row in rows]), strict=True))
+        self.detected.update(zip(rows, self.detect([self.images[row] for row in rows]), strict=True))
 
     def _faces_of(self, row: int) -> Floats:
         """Return the interpolated faces of a picture, (n, 5)."""
@@ -176,10 +172,11 @@ def _face_grid(image: Picture, faces: Floats) -> NDArray[np.float32]:
 
 def _pairs(first: Floats, last: Floats) -> tuple[Ints, Ints]:
     """Return for each face of `last` its index in `first`, NONE for none; and the indices of `last` that are sure."""
-    place = match(first[:, :4], last[:, :4])
+    overlap = iou(first[:, :4], last[:, :4])
+    place = matched(overlap)
     pair = np.flatnonzero(place != NONE)
-    overlaps = iou(first[:, :4], last[:, :4])[place[pair], pair] >= SURE_IOU
-    return place, pair[overlaps & (np.minimum(first[place[pair], 4], last[pair, 4]) >= SURE_SCORE)]
+    scores = np.minimum(first[place[pair], 4], last[pair, 4])
+    return place, pair[(overlap[place[pair], pair] >= SURE_IOU) & (scores >= SURE_SCORE)]
 
 
 def interpolate_boxes(first: Floats, last: Floats, start: int, stop: int) -> dict[int, Floats]:

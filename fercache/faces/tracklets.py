@@ -21,11 +21,6 @@ SAME_IOU = 0.5  # least IoU at which two boxes in one picture are the same face,
 NONE = -1
 
 
-def match(old: Floats, new: Floats) -> Ints:
-    """Return for each box of `new` (n, 4) the index of its match in `old` (m, 4), -1 for none."""
-    return matched(iou(old, new))
-
-
 def matched(overlap: Floats) -> Ints:
     """Return for each column of `overlap` (m, n) its matched row, -1 for none; greedy, the largest overlap first."""
     place = np.full(overlap.shape[1], NONE, np.int64)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fercache.errors import ClipError
-from fercache.media.source import MAX_PIXELS, Frame, Source, file_digest, unreadable
+from fercache.media.source import MAX_PIXELS, Frame, Source, unreadable
 from fercache.runtime.atomic_io import file_sha256
 
 log = logging.getLogger(__name__)
@@ -49,8 +49,6 @@ class PictureFolder(Source):
     fps : frames per second; the files state no time.
     """
 
-    kind = "crops"
-
     def __init__(self, path: Path, names: dict[int, str], fps: float = 30.0) -> None:
         self.path, self.names, self.fps = path, names, fps
         self.highest = max(names)
@@ -66,11 +64,6 @@ class PictureFolder(Source):
 
     def length(self) -> int | None:
         return self.highest
-
-    def digest(self, strict: bool = False) -> dict[str, Any]:
-        if self.path.is_file():
-            return file_digest(self.path, strict)
-        return folder_digest(self.path, self.names, strict)
 
     def _frame(self, row: int) -> Frame:
         name = self.names.get(row + 1)
@@ -176,16 +169,16 @@ def count_pictures(path: Path) -> int:
         return 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
 
 
-def folder_digest(path: Path, names: dict[int, str], strict: bool) -> dict[str, Any]:
-    """Return a folder's ``size``, ``mtime_ns`` and hashes over its pictures, as `Source.digest` describes them."""
+def folder_digest(path: Path, strict: bool) -> dict[str, Any]:
+    """Return a folder's ``size``, ``mtime_ns`` and hashes over its pictures, as `media.source_digest` describes them.
+    """
     total, times, hashes = 0, 0, [hashlib.sha256() for _ in range(1 + strict)]
     try:
-        for number in sorted(names):
-            picture = path / names[number]
+        for _, name in sorted(numbered(path).items()):
+            picture = path / name
             status = picture.stat()
-            size = status.st_size
-            total, times = total + size, times + status.st_mtime_ns
-            line = f"{names[number]} {size}"
+            total, times = total + status.st_size, times + status.st_mtime_ns
+            line = f"{name} {status.st_size}"
             hashes[0].update(f"{line}\n".encode())
             if strict:
                 hashes[1].update(f"{line} {file_sha256(picture)}\n".encode())

@@ -45,7 +45,6 @@ class Frame(NamedTuple):
 class Source(ABC):
     """A clip that can be read frame by frame, any number of times, in constant memory."""
 
-    kind: str
     path: Path
 
     @abstractmethod
@@ -66,19 +65,6 @@ class Source(ABC):
     @abstractmethod
     def pick(self, rows: Sequence[int]) -> Iterator[Frame]:
         """Yield the frames of these rows (from 0), ascending, each once; rows past the end are omitted."""
-
-    @abstractmethod
-    def digest(self, strict: bool = False) -> dict[str, Any]:
-        """Return what identifies this source: ``size``, ``mtime_ns``, ``sha256`` (hex), and ``inode`` of a file.
-
-        `strict`: also hash every byte, into ``sha256_strict``.
-
-        Compare ``size`` and the hashes, not ``mtime_ns`` and ``inode``, which differ in a copy. ``sha256`` covers every
-        byte of a file up to 8 MiB; of a larger one its size and 64 samples of 64 KiB, evenly spaced from the first byte
-        to the last (between two samples, a change that keeps the size goes unnoticed). Of a folder it covers the names
-        and sizes of the pictures, not their bytes; its ``mtime_ns`` is the sum of theirs, so that rewriting any picture
-        changes it. `extraction.job.unchanged_stamp` combines them.
-        """
 
 
 def file_stamp(path: Path) -> dict[str, int]:
@@ -121,7 +107,7 @@ def unreadable(path: Path, error: Exception) -> ClipError:
 
 
 def file_digest(path: Path, strict: bool) -> dict[str, Any]:
-    """Return a file's stamp and hashes, as `Source.digest` describes them."""
+    """Return a file's stamp and hashes, as `media.source_digest` describes them."""
     stamp = file_stamp(path)
     try:
         digest: dict[str, Any] = {**stamp, "sha256": _sampled(path, stamp["size"])}

@@ -24,7 +24,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from fercache.errors import ClipError
-from fercache.media.source import MAX_PIXELS, Frame, Source, file_digest, file_stamp, unreadable
+from fercache.media.source import MAX_PIXELS, Frame, Source, file_stamp, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -283,8 +283,6 @@ class VideoSource(Source):
     # refuses has a row without a picture, so that the frames after it keep their numbers; refused packets before the
     # first frame that decodes have none (a recording that starts between two key frames).
 
-    kind = "video"
-
     def __init__(self, path: Path, damaged: str = "fail") -> None:
         self.path, self.damaged = path, damaged
         self.stated = 0
@@ -320,9 +318,6 @@ class VideoSource(Source):
 
     def length(self) -> int | None:
         return self.stated or None
-
-    def digest(self, strict: bool = False) -> dict[str, Any]:
-        return file_digest(self.path, strict)
 
     def _frames(self, start: int, stop: int | None, wanted: set[int] | None = None) -> Iterator[Frame]:
         """Yield the rows `start` to `stop`; pictures are converted for `wanted` rows only, if given."""
