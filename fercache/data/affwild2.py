@@ -60,10 +60,8 @@ def assemble(found: Scan, labels: Mapping[str, Labels], splits: Mapping[str, Spl
              tests: Iterable[str] = ()) -> tuple[tuple[Trial, ...], list[Issue]]:
     """Return the trials with their clips, and an issue for each trial without exactly one clip.
 
-    Parameters
-    ----------
-    splits : splits of the annotated trials; `tests` names those of the test list.
-    source : "crops", "video", or "auto": crops if there are any.
+    `splits`: of the annotated trials; `tests`: those of the test list. `source`: "crops", "video", or "auto" (crops if
+    there are any).
     """
     wanted: dict[str, Split] = {**dict.fromkeys(tests, "test"), **splits}  # an annotated trial is never a test trial
     clips = _clips(found, wanted, source)

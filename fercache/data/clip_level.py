@@ -1,6 +1,6 @@
-"""The data sets with one label a clip, as specifications of where a set's labels are and how its clips are named.
+"""The data sets with one label a clip: each is an instance of a subclass of `ClipLevelSet`.
 
-Each set is one instance of a subclass of `ClipLevelSet`; the subclasses differ in where the labels are.
+The subclasses differ in where the labels are. docs/guide/data-sets.md has the files, classes and splits of each set.
 """
 
 from __future__ import annotations
@@ -183,10 +183,8 @@ def stem_of(path: PurePath) -> str:
 def stem_key(pattern: str, *, without: str = "", digits: int = 0) -> Key:
     """Return the key of a set whose clips are files or folders with a name of one pattern.
 
-    Parameters
-    ----------
-    without : regular expression of folders that only divide a version into parts and do not belong to its name.
-    digits : length to which numbers are padded with zeros, 0 for no padding.
+    `without`: regular expression of folders that only divide a version into parts and do not belong to its name.
+    `digits`: length to which numbers are padded with zeros, 0 for no padding.
     """
     def key(path: PurePath) -> tuple[str, str] | None:
         stem = stem_of(path)
@@ -324,23 +322,16 @@ DFEW = ListedSet(
     official=re.compile(r"/(?P<split>train|test)(\(single-labell?ed\))?/((train|test)_)?set_(?P<fold>\d)\.csv$", re.I),
     common=re.compile(r"/DFEW_set_(?P<fold>\d)_(?P<split>train|test)\w*\.txt$", re.I),
     expected="EmoLabel_DataSplit/train(single-labeled)/set_1.csv and test(single-labeled)/set_1.csv")
-"""DFEW: 11,697 single-labelled film clips, seven classes, five published folds.
-
-Lists: ``EmoLabel_DataSplit/{train,test}(single-labeled)/set_{1..5}.csv`` (columns video_name, label 1 to 7), also seen
-as ``train_set_1.csv`` and without "(single-labeled)"; and participants' ``DFEW_set_1_train.txt``. Clips: folders or
-videos named by number, in pieces (``clip_224x224_part_1``) or not."""
+"""DFEW: 11,697 single-labelled film clips. Its lists are also seen as ``train_set_1.csv``, its clips in pieces
+(``clip_224x224_part_1``)."""
 
 MAFW = ListedSet(
     name="mafw", classes=SETS["mafw"], first=1, key=stem_key(r"\d{4,6}"),
     official=re.compile(r"^(?!.*(with_caption|compound|multi)).*/set_(?P<fold>\d)/(?P<split>train|test)\.txt$", re.I),
     common=re.compile(r"/MAFW_set_(?P<fold>\d)_(?P<split>train|test)\w*\.txt$", re.I),
     expected="Train & Test Set/single/no_caption/set_1/train.txt and test.txt, or MAFW_set_1_train.txt")
-"""MAFW: 9,172 single-labelled clips, eleven classes, five published folds.
-
-Lists: ``Train & Test Set/single/no_caption/set_{1..5}/{train,test}.txt`` with lines ``00001.mp4 anger``; and
-participants' ``MAFW_set_1_train.txt``, whose frame counts do not match the files: `check` compares them, nothing else
-uses them. The lists with captions and with compound labels are not read. The classes are in the order of the set's
-columns, as in three participants' repositories."""
+"""MAFW: 9,172 single-labelled clips. Frame counts in participants' lists do not match the files: `check` compares
+them, nothing else uses them. The lists with captions and with compound labels are not read."""
 
 
 def _ferv39k_key(path: PurePath) -> tuple[str, str] | None:
@@ -354,11 +345,7 @@ FERV39K = ListedSet(
     name="ferv39k", classes=SETS["ferv39k"], key=_ferv39k_key, parts=3,
     official=re.compile(r"/(?P<split>train|test)_All\.csv$", re.I),
     expected="4_setups/All_scenes/train_All.csv and test_All.csv")
-"""FERV39k: 38,935 clips of 22 scenes, seven classes, one published split.
-
-Lists: ``4_setups/All_scenes/{train,test}_All.csv``, separated by a blank, no header: ``Action/Happy/0267 Happy``
-(31,088 and 7,847 lines). Labels are words, so the lists define no order of classes; it is alphabetical, as in most
-loaders. Clips: ``2_ClipsforFaceCrop/<Scene>/<Label>/<clip>/`` with pictures, or videos of that path."""
+"""FERV39k: 38,935 clips of 22 scenes. Lines of its lists: ``Action/Happy/0267 Happy``, without a header."""
 
 
 # Sets of actors: the clip's name has actor and emotion, and no split is published, so actors are the groups of folds.
@@ -406,14 +393,14 @@ CREMAD_NAME = r"(?P<actor>1\d{3})_[A-Z]{3}_(?P<emotion>[A-Z]{3})_[A-Z]{1,2}"
 CREMAD = NamedSet(
     name="cremad", classes=SETS["cremad"], codes=("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"),
     pattern=re.compile(CREMAD_NAME), key=stem_key(CREMAD_NAME, without=ACTOR_FOLDERS), expected="1019_DFA_ANG_XX.flv")
-"""CREMA-D: 7,442 clips of 91 actors, six classes; ``1019_DFA_ANG_XX.flv`` = actor, sentence, emotion, level."""
+"""CREMA-D: 7,442 clips of 91 actors; ``1019_DFA_ANG_XX.flv`` = actor, sentence, emotion, level."""
 
 RAVDESS_NAME = r"0[12]-0[12]-(?P<emotion>\d\d)-\d\d-\d\d-\d\d-(?P<actor>\d\d)"
 RAVDESS = NamedSet(
     name="ravdess", classes=SETS["ravdess"], codes=tuple(f"{number:02d}" for number in range(1, 9)), same_after=2,
     pattern=re.compile(RAVDESS_NAME), key=stem_key(RAVDESS_NAME, without=ACTOR_FOLDERS),
     expected="01-01-06-01-02-01-12.mp4")
-"""RAVDESS: speech and song of 24 actors, eight classes.
+"""RAVDESS: speech and song of 24 actors.
 
 ``02-01-06-01-02-01-12.mp4`` = modality (01 both, 02 video only, 03 sound only), channel (01 speech, 02 song), emotion
 01 to 08, intensity, statement, repetition, actor. The set holds each picture track twice, with sound and without."""
@@ -481,12 +468,10 @@ class EmotionFolderSet(ClipLevelSet):
 
 AFEW = EmotionFolderSet(name="afew", classes=SETS["afew"], key=_afew_key, metric="accuracy",
                         expected="Train_AFEW/Angry/000046280.avi and Val_AFEW/..")
-"""AFEW (EmotiW): film clips, seven classes, accuracy on the published validation split.
+"""AFEW (EmotiW): film clips; the set's own faces (``Faces/<clip>/``) get their emotion from the video of that name.
 
-``{Train,Val,Test}_AFEW/<Emotion>/<clip>.avi`` (also ``train``, ``validation``, ..), frames of a clip in a folder of its
-name, or the set's own faces, ``AlignedFaces_LBPTOP_Points/Faces/<clip>/``, which get their emotion from the video of
-that name. The first three digits of a clip's name are assumed to be the film, so clips of one film share a fold (no
-document confirms it; if they mean something else, the folds are only coarser)."""
+The first three digits of a clip's name are assumed to be the film, so clips of one film share a fold (no document
+confirms it; if they mean something else, the folds are only coarser)."""
 
 
 # CK+: a label file a sequence.
@@ -559,8 +544,6 @@ CKPLUS = LabelFileSet(name="ckplus", classes=SETS["ckplus"], key=_ckplus_key, me
                       expected="Emotion/S005/001/S005_001_00000011_emotion.txt")
 """CK+: 593 posed sequences of 123 subjects, 327 of them labelled, from neutral to the peak of an emotion.
 
-``cohn-kanade-images/S005/001/S005_001_00000001.png`` .. and ``Emotion/S005/001/S005_001_00000011_emotion.txt``, which
-holds one number, ``3.0000000e+00``, for the whole sequence: 1 Anger to 7 Surprise (0, Neutral, is in the set's key and
-in no file). The set publishes no split. Papers report ten folds by subject, usually (no list is published) with the
-labelled subjects in the order of their numbers and every tenth one in a fold; these are `Trial.fold`. Without `fold`
-every labelled sequence is training data. The pictures are whole frames."""
+A label file holds one number, ``3.0000000e+00``: 1 Anger to 7 Surprise (0, Neutral, is in no file). Papers report ten
+folds by subject, usually (no list is published) with the labelled subjects in the order of their numbers and every
+tenth one in a fold; these are `Trial.fold`. Without `fold` every labelled sequence is training data."""

@@ -1,9 +1,7 @@
-"""Data sets of still photos: FER2013 as it is downloaded, and folders with one folder of photos a class.
-
-Photos have no clock. Some hundred of them are stored as one clip of kind "photos", whose frames are an hour apart, so
-that no window in seconds ever joins two photos. Copies of a photo are always in one clip, and a clip is a group: no
-fold has a photo on one side and its copy on the other.
-"""
+"""Data sets of still photos: FER2013 as it is downloaded, and folders with one folder of photos a class."""
+# Photos have no clock. Some hundred of them are stored as one clip of kind "photos", whose frames are an hour apart, so
+# that no window in seconds ever joins two photos. Copies of a photo are always in one clip, and a clip is a group: no
+# fold has a photo on one side and its copy on the other.
 
 from __future__ import annotations
 
@@ -236,11 +234,9 @@ def _dataset(layout: str, root: Path, classes: Sequence[str], photos: Sequence[P
 
 
 def _clips(copies: Iterable[Sequence[Photo]], one_each: bool) -> Iterator[tuple[str, list[Photo]]]:
-    """Yield name and photos of each clip.
-
-    Photos are shuffled with a fixed seed, so that each clip has all classes. Held-out photos that are copies of photos
-    in another split are in clips of their own, "test-copies-0000": scores can be computed without them.
-    """
+    """Yield name and photos of each clip."""
+    # Photos are shuffled with a fixed seed, so that each clip has all classes. Held-out photos that are copies of
+    # photos in another split are in clips of their own, "test-copies-0000": scores can be computed without them.
     parts: dict[str, list[list[Photo]]] = defaultdict(list)
     for same in copies:
         splits = {photo.split for photo in same}

@@ -1,8 +1,6 @@
 """The table layer: CSV and parquet files through pyarrow, as batches of columns, rows of text or pieces of one clip.
 
-A CSV may be separated by commas, semicolons or tabs, may have decimal commas, and may be UTF-8 or UTF-16 with a byte
-order mark. A table that is not what it should be is an InputError. Below the layer: labels of tables as words or
-numbers.
+A table that is not what it should be is an InputError. Below the layer: labels of tables as words or numbers.
 """
 
 from __future__ import annotations
@@ -87,10 +85,7 @@ def sniff(path: Path) -> Dialect:
 def read_batches(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, Any]]:
     """Yield (line of the first row, `pyarrow.RecordBatch`); the columns of a CSV are text, others have their own types.
 
-    Parameters
-    ----------
-    path : .csv, .csv.gz or .parquet. The header is line 1.
-    columns : the columns to read; all if none is named.
+    `path`: .csv, .csv.gz or .parquet, whose header is line 1. `columns`: those to read; all if none is named.
     """
     # One block of the file is in memory at a time.
     line = 2

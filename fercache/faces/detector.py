@@ -1,11 +1,9 @@
-"""Face detection with MTCNN: boxes and scores of the faces in pictures.
-
-Runs facenet-pytorch's three nets with a driver of its own, which gives the library's boxes in a fraction of the time.
-The library averages each scale, and each candidate, from the picture anew, and runs the nets in a layout in which
-pooling is slow. Here an integral image gives the mean over any rectangle from four values, for all candidates at once,
-and the nets run channels-last, or in OpenVINO. Sums are integers and means are rounded once, so boxes differ by float
-noise only.
-"""
+"""Face detection with MTCNN: boxes and scores of the faces in pictures."""
+# Runs facenet-pytorch's three nets with a driver of its own, which gives the library's boxes in a fraction of the time.
+# The library averages each scale, and each candidate, from the picture anew, and runs the nets in a layout in which
+# pooling is slow. Here an integral image gives the mean over any rectangle from four values, for all candidates at
+# once, and the nets run channels-last, or in OpenVINO. Sums are integers and means are rounded once, so boxes differ by
+# float noise only.
 
 from __future__ import annotations
 
@@ -221,9 +219,7 @@ class _OpenVinoNet:
 class IntegralImage:
     """Sums of all pixels above and to the left of each pixel; they give the mean over any rectangle in four reads.
 
-    Attributes
-    ----------
-    pyramid : all pictures, pixels averaged, at each of the `sizes` (h, w): (B, h, w, 4) float32.
+    `pyramid`: all pictures, pixels averaged, at each of the `sizes` (h, w): (B, h, w, 4) float32.
     """
     # Sums are stored in 32 bits and may wrap around; differences over rectangles up to eight million pixels do not. A
     # fourth channel, which holds nothing of use, makes a pixel one unit of 16 bytes, which one read returns.
@@ -368,10 +364,8 @@ SCORE_DIGITS = 4
 class Detector:
     """Face detector: MTCNN for faces of at least `min_face_px` with a score of at least `min_score`.
 
-    Parameters
-    ----------
-    detect_px : longer side to which larger pictures are scaled down before detection; 0 never scales.
-    backend : what runs the nets, see `Mtcnn.load`.
+    `detect_px`: longer side to which larger pictures are scaled down before detection; 0 never scales. `backend`: what
+    runs the nets, see `Mtcnn.load`.
     """
     # Boxes depend by up to 1e-4 px on the other pictures of the batch (callers fix the batches) and on the number of
     # threads (here each batch has one thread, and batches run in parallel). So boxes and scores are rounded.
@@ -387,11 +381,8 @@ class Detector:
                landmarks: bool = False) -> list[NDArray[np.float64]]:
         """Return the faces of each picture, (n, 5): x1, y1, x2, y2 in pixels and the score; the largest first.
 
-        Parameters
-        ----------
-        images : pictures (H, W, 3), of one size or of several.
-        run : computes the batches, as `devices.map_threads` does.
-        landmarks : return (n, 15), with x and y of each of LANDMARKS after the score.
+        `images`: (H, W, 3), of one size or of several. `run`: computes the batches, as `devices.map_threads` does.
+        `landmarks`: return (n, 15), with x and y of each of LANDMARKS after the score.
         """
         columns = COLUMNS if landmarks else 5
         detected = [np.empty((0, columns)) for _ in images]

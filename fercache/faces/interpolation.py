@@ -1,7 +1,6 @@
 """Faces of every frame from a detector that runs on some frames only; boxes in between are interpolated.
 
-Where interpolation is uncertain, the detector runs on more frames, in the worst case on every frame. `select_frames`
-decides in the same spirit which faces the CNN embeds; the reader of a store interpolates between them.
+`select_frames` chooses the faces that the CNN embeds; the reader of a store interpolates between them.
 """
 
 from __future__ import annotations
@@ -38,13 +37,10 @@ Detect = Callable[[Sequence[Picture]], Sequence[Floats]]
 
 
 def interpolate_faces(images: Sequence[Picture | None], detect: Detect, every: int, columns: int = 5) -> list[Floats]:
-    """Return the faces of each picture, (n, 5): x1, y1, x2, y2 in pixels and the score; none for a missing picture.
+    """Return the faces of consecutive frames, (n, 5): x1, y1, x2, y2 in pixels and the score; none without a picture.
 
-    Parameters
-    ----------
-    images : consecutive frames.
-    every : interval of the frames that the detector always sees, besides the last one; 1 means every frame.
-    columns : of the detector's faces: 5, or 15 with landmarks, which are interpolated as boxes are.
+    `every`: interval of the frames that the detector always sees, besides the last one; 1 means every frame. `columns`:
+    of the detector's faces: 5, or 15 with landmarks, which are interpolated as boxes are.
     """
     # Between two detected frames, a face is interpolated linearly if it is in both, overlaps itself by SURE_IOU, scores
     # SURE_SCORE in both, and the pixels in the moved box never jump. For any other face the detector runs on the frame
@@ -226,13 +222,11 @@ def embedded_share(every: str) -> float:
 
 
 def select_frames(faces: Iterable[Face], every: str) -> Iterator[Face]:
-    """Yield those of a clip's frames that are embedded, at least one.
+    """Yield those of all frames of a clip that are embedded, at least one.
 
-    Parameters
-    ----------
-    faces : every frame of the clip. The small pictures may be missing if `every` is a number and tracks end at cuts.
-    every : a number, or auto: a frame is embedded where the small pictures between it and the last embedded frame are
-        not what linear interpolation gives, and after EMBED_S.
+    `every`: a number, or auto: a frame is embedded where the small pictures between it and the last embedded frame are
+    not what linear interpolation gives, and after EMBED_S. With a number, and tracks that end at cuts, the small
+    pictures may be missing.
     """
     first: Face | None = None  # of the clip, while no frame is embedded
     last: Face | None = None  # the last embedded frame of the run

@@ -111,10 +111,8 @@ class Tracklets:
 def link_tracklets(detections: Sequence[Floats], cuts: Collection[int] = ()) -> Tracklets:
     """Return the tracklets of a clip's faces, numbered in the order in which they begin.
 
-    Parameters
-    ----------
-    detections : faces of each frame, (n, 5): x1, y1, x2, y2, score; or (n, 15) with landmarks.
-    cuts : first row of each new scene; no tracklet crosses one.
+    `detections`: faces of each frame, (n, 5): x1, y1, x2, y2, score; or (n, 15) with landmarks. `cuts`: first row of
+    each new scene; no tracklet crosses one.
     """
     # Greedy: of the tracklets seen within the last MAX_GAP frames and the faces of a frame, the pair with the largest
     # overlap is linked first. Where another face or tracklet overlaps by COMPETITOR_IOU of that, a new tracklet begins;

@@ -29,15 +29,10 @@ def is_clip_name(name: str) -> bool:
 def open_source(path: Path, kind: str, *, crop_fps: float = 30.0, damaged: str = "fail") -> Source:
     """Return the clip at `path`, after a check that it can be read.
 
-    Raises InputError if the kind is unknown; ClipError if the file or folder is missing or empty, is not a video, or
-    has no frame or picture.
-
-    Parameters
-    ----------
-    kind : ``"video"`` (also a single picture, a clip of one frame), ``"crops"`` (a folder of faces or frames by number)
-        or ``"photos"`` (the same without a clock).
-    crop_fps : frames per second of a folder of crops.
-    damaged : ``"fail"`` or ``"keep"``: what to do with a video that ends early.
+    `kind`: ``"video"`` (also a single picture, a clip of one frame), ``"crops"`` (a folder of faces or frames by
+    number, of which `crop_fps` make a second) or ``"photos"`` (the same without a clock). `damaged`: ``"fail"`` or
+    ``"keep"`` what decodes of a video that ends early. Raises InputError if the kind is unknown; ClipError if the file
+    or folder is missing or empty, is not a video, or has no frame or picture.
     """
     if kind not in KINDS:
         raise InputError(f"unknown kind of clip {kind!r}; choose one of: {', '.join(KINDS)}", where=path)

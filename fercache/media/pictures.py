@@ -41,15 +41,9 @@ DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, Ar
 
 
 class PictureFolder(Source):
-    """A folder of numbered pictures, or a single picture.
+    """A folder of numbered pictures, or a single picture; `names`: file name of each frame number, from `numbered`."""
 
-    Parameters
-    ----------
-    names : file name of each frame number, as `numbered` returns it.
-    fps : frames per second; the files state no time.
-    """
-
-    def __init__(self, path: Path, names: dict[int, str], fps: float = 30.0) -> None:
+    def __init__(self, path: Path, names: dict[int, str], fps: float) -> None:
         self.path, self.names, self.fps = path, names, fps
         self.highest = max(names)
 

@@ -56,16 +56,11 @@ class VideoWriter:
 @contextmanager
 def open_writer(path: Path, size: tuple[int, int], *, like: Path | None = None,
                 fps: float = 30.0) -> Iterator[VideoWriter]:
-    """Yield a writer of an H.264 video at `path`.
+    """Yield a writer of an H.264 video at `path` (.mp4, .mov or .mkv).
 
-    Raises InputError if the file name ends differently, or the size is odd; ClipError if `like` cannot be read.
-
-    Parameters
-    ----------
-    path : ends in .mp4, .mov or .mkv.
-    size : (height, width) of the pictures, both even.
-    like : the video whose time base, frame rate and sound are copied.
-    fps : nominal frame rate if there is no such video.
+    `size`: (height, width) of the pictures, both even. `like`: the video whose time base, frame rate and sound are
+    copied; without one, `fps` is the nominal frame rate. Raises InputError if the file name ends differently, or the
+    size is odd; ClipError if `like` cannot be read.
     """
     # The sound is copied packet by packet if the format can hold it, otherwise re-encoded as AAC.
     if path.suffix.lower() not in ENDINGS:

@@ -56,14 +56,9 @@ class GapSources:
 def gap_sources(time_s: Floats, seen: Mask, policy: str, *, causal: bool = False) -> GapSources:
     """Return the source rows of one clip's predictions; each row is its own source if no row has a face.
 
-    Raises InputError if the policy is "linear" and `causal` is true.
-
-    Parameters
-    ----------
-    time_s : (T,) rising.
-    seen : (T,) whether a face was seen.
-    policy : one of `POLICIES`; with "none" and "temporal-heads" every row is its own source.
-    causal : use no later row; rows before the first face are their own source.
+    `time_s`: (T,) rising. `seen`: (T,) whether a face was seen. `policy`: one of `POLICIES`; with "none" and
+    "temporal-heads" every row is its own source. `causal`: use no later row; rows before the first face are their own
+    source. Raises InputError if the policy is "linear" and `causal` is true.
     """
     if causal and policy == "linear":
         raise InputError("linear interpolation uses a later frame", where="missing_faces = linear",
