@@ -14,7 +14,7 @@ from fercache.config import DatasetConfig
 from fercache.data import base
 from fercache.data.base import EIGHT, SEVEN, SIDES, UNKNOWN, Dataset, Issue, Kind, Labels, Split, Trial
 from fercache.data.clip_level import SHOWN
-from fercache.data.labels import MOST_FRAMES, read_all
+from fercache.data.labels import MOST_FRAMES, read_all, read_text
 from fercache.data.scan import Scan, describe, scan_places
 from fercache.errors import InputError
 from fercache.media.pictures import ENDINGS
@@ -140,12 +140,8 @@ def _test_list(found: Scan) -> list[str]:
     lists = [path for path in found.texts if "test_set" in path.name.casefold()]
     names: dict[str, None] = {}
     for path in [path for path in lists if "expr" in path.name.casefold()] or lists:
-        try:
-            # A name that is not UTF-8 matches no clip, which is reported; the other names remain usable.
-            lines = path.read_text("utf-8-sig", errors="replace").split("\n")
-        except OSError as error:
-            raise InputError(f"the test list cannot be read ({error.strerror})", where=path,
-                             hint="check its permissions") from error
+        # A name that is not UTF-8 matches no clip, which is reported; the other names remain usable.
+        lines = read_text(path, errors="replace").split("\n")
         names |= dict.fromkeys(line.strip() for line in lines if line.strip())
     return list(names)
 

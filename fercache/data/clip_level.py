@@ -16,12 +16,11 @@ from typing import NamedTuple
 from fercache.config import DatasetConfig
 from fercache.data import base
 from fercache.data.base import UNKNOWN, Dataset, Issue, Kind, Split, Trial
-from fercache.data.labels import SETS, canonical_class_name, index_by_name, whole_number
+from fercache.data.labels import SETS, canonical_class_name, index_by_name, read_text, whole_number
 from fercache.data.scan import Scan, describe, scan_places
 from fercache.errors import InputError
 
 DEPTH = 6  # folders down to which a set's clips are searched (archives unpack into a folder of their own)
-LIMIT_BYTES = 64 << 20
 SHOWN = 60
 SPLITS: tuple[Split, ...] = ("train", "test")
 SPELLINGS = {"joy": "happiness", "calmness": "calm"}
@@ -211,14 +210,8 @@ def code_of(label: str, classes: Sequence[str], first: int = 0) -> int | None:
 def read_list(path: Path) -> list[ListLine]:
     """Return the lines of a list: ``clip,label``, ``clip label`` or ``clip frames label``, with or without a header."""
     # The first line is a header if its last field is "label", "emotion" or "annotation".
-    try:
-        if path.stat().st_size > LIMIT_BYTES:
-            raise InputError(f"larger than {LIMIT_BYTES >> 20} MB", where=path, hint="this is not a list of clips")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the list cannot be read ({getattr(error, 'strerror', None) or error})", where=path,
-                         hint="check its permissions, or download it again") from error
-    found = [_parse_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    lines = enumerate(read_text(path).splitlines(), 1)
+    found = [_parse_line(path, number, line) for number, line in lines if line.strip()]
     return found[1:] if found and found[0].label.casefold() in ("label", "labels", "emotion", "annotation") else found
 
 

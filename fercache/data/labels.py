@@ -196,31 +196,35 @@ FrameLabels = tuple[tuple[str, ...], dict[str, Labels], list[Issue]]
 """The classes, the labels of each clip by frame, (L,) int16, and an issue for everything that was dropped."""
 
 
-class LabelError(ValueError):
-    """A label file cannot be used; always caught and turned into the trial's Issue."""
-
-
 def whole_number(text: str) -> int | None:
     """Return the whole number that a cell spells: ``3``, ``3.0`` and ``3,0`` are all 3; None for anything else."""
     match = WHOLE.fullmatch(text.strip())
     return int(match[1]) if match else None
 
 
-def read(path: Path) -> LabelFile:
-    """Return the header and the labels of a text file."""
+def read_text(path: Path, errors: str = "strict") -> str:
+    """Return the text of a file of labels or of a list; raise InputError if it is none, or too large.
+
+    `errors`: what to do with bytes that are not in its encoding, as `open` has it.
+    """
     try:
         if path.stat().st_size > LIMIT_BYTES:  # any *.txt may be taken for labels, a log of gigabytes too
-            raise LabelError(f"larger than {LIMIT_BYTES >> 20} MB")
+            raise InputError(f"larger than {LIMIT_BYTES >> 20} MB", where=path, hint="these are no labels and no list")
         with path.open("rb") as file:
             encoding = "utf-16" if file.read(2) in UTF_16 else "utf-8-sig"
-        text = path.read_text(encoding=encoding).rstrip()
+        return path.read_text(encoding=encoding, errors=errors)
     except OSError as error:
-        raise LabelError(f"cannot be read ({error.strerror})") from error
+        raise InputError(f"cannot be read ({error.strerror})", where=path, hint="check its permissions") from error
     except UnicodeDecodeError as error:
-        raise LabelError("is not text in UTF-8, or in UTF-16 with a byte order mark") from error
-    if not text:
-        raise LabelError("is empty")
-    lines = text.split("\n")
+        raise InputError("is not text in UTF-8, or in UTF-16 with a byte order mark", where=path,
+                         hint="download it again, or save it in UTF-8") from error
+
+
+def read(path: Path) -> LabelFile:
+    """Return the header and the labels of a text file; raise InputError if it has none."""
+    lines = read_text(path).rstrip().split("\n")
+    if lines == [""]:
+        raise InputError("is empty", where=path)
     header: tuple[str, ...] = ()
     if whole_number(lines[0]) is None:
         header = tuple(name.strip() for name in re.split("[,;\t]", lines.pop(0).rstrip(",; \t")))
@@ -234,7 +238,7 @@ def read(path: Path) -> LabelFile:
     wrong = np.flatnonzero(labels == WRONG)
     if len(wrong):
         at, line = int(wrong[0]), lines[int(wrong[0])]
-        raise LabelError(f"line {at + 1 + bool(header)} is {line[:_SHOWN]!r}, not a label")
+        raise InputError(f"line {at + 1 + bool(header)} is {line[:_SHOWN]!r}, not a label", where=path)
     return LabelFile(header, labels)
 
 
@@ -262,8 +266,8 @@ def read_all(files: Mapping[str, Path], known: Sequence[tuple[str, ...]] = (), *
         try:
             content = read(path)
             read_files[name] = content._replace(header=known[0]) if bare and not content.header else content
-        except LabelError as error:
-            problems.append(_dropped(name, path, str(error)))
+        except InputError as error:
+            problems.append(_dropped(name, path, error.what))
     found = Counter(content.header for content in read_files.values() if content.header)
     known = known or sorted(found, key=lambda header: (-found[header], header))
     # One file with another header must not change the classes of the whole set, so the majority decides.
@@ -273,8 +277,8 @@ def read_all(files: Mapping[str, Path], known: Sequence[tuple[str, ...]] = (), *
     for name, content in read_files.items():
         try:
             labels[name] = _fit(content, classes, known)
-        except LabelError as error:
-            problems.append(_dropped(name, files[name], str(error)))
+        except InputError as error:
+            problems.append(_dropped(name, files[name], error.what))
     return classes, labels, sorted(problems, key=lambda problem: problem.where)
 
 
@@ -282,15 +286,15 @@ def _fit(content: LabelFile, classes: tuple[str, ...], known: Sequence[tuple[str
     """Return the labels of a file whose header and range fit the set's classes."""
     header = ",".join(content.header)[:100]
     if not content.header:
-        raise LabelError("has no header with the class names")
+        raise InputError("has no header with the class names")
     if canonical(content.header, known) is None:
-        raise LabelError(f"header unknown: {header!r}")
+        raise InputError(f"header unknown: {header!r}")
     # The same names in another order mean other numbers.
     if canonical(content.header, (classes,)) is None:
-        raise LabelError(f"header {header!r} differs from that of most files ({','.join(classes)})")
+        raise InputError(f"header {header!r} differs from that of most files ({','.join(classes)})")
     wrong = np.flatnonzero((content.labels < UNKNOWN) | (content.labels >= len(classes)))
     if len(wrong):
-        raise LabelError(f"frame {wrong[0] + 1} has label {content.labels[wrong[0]]}, which is not -1 or 0 to "
+        raise InputError(f"frame {wrong[0] + 1} has label {content.labels[wrong[0]]}, which is not -1 or 0 to "
                          f"{len(classes) - 1}")
     return content.labels
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fercache.errors import ClipError
-from fercache.media.source import MAX_PIXELS, Frame, Source, unreadable
+from fercache.media.source import MAX_PIXELS, Frame, Source, reading
 from fercache.runtime.atomic_io import file_sha256
 
 log = logging.getLogger(__name__)
@@ -76,12 +76,8 @@ def numbered(path: Path) -> dict[int, str]:
     # then the one whose ending comes first in ENDINGS, then the first in alphabetical order, and a warning is logged.
     # All other files are ignored. If no name is a plain number, names that share one prefix are read by the number
     # after it (``S005_001_00000011.png``, as in CK+; ``frame1.jpg``).
-    try:
-        with os.scandir(path) as entries:
-            parsed = [(entry.name, parts) for entry in entries
-                      if (parts := NAME.fullmatch(entry.name)) and entry.is_file()]
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
+    with reading(path), os.scandir(path) as entries:
+        parsed = [(entry.name, parts) for entry in entries if (parts := NAME.fullmatch(entry.name)) and entry.is_file()]
     prefixes = sorted({parts["prefix"] for _, parts in parsed})
     if "" in prefixes:
         parsed = [(name, parts) for name, parts in parsed if not parts["prefix"]]
@@ -133,12 +129,9 @@ def read_picture(path: Path) -> NDArray[np.uint8] | None:
     """
     # The pixels are those of PIL's ``convert("RGB")``, after the rotation that EXIF asks for. Alpha is dropped, gray is
     # repeated, CMYK is converted without a color profile, 16-bit gray keeps its high byte.
-    try:
-        with path.open("rb") as file:
-            # Not MAX_BYTES, which would be allocated for each picture.
-            data = file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
-    except OSError as error:
-        raise unreadable(path, error) from error
+    with reading(path), path.open("rb") as file:
+        # Not MAX_BYTES, which would be allocated for each picture.
+        data = file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
     try:
         if len(data) > MAX_BYTES:
             raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
@@ -167,7 +160,7 @@ def folder_digest(path: Path, strict: bool) -> dict[str, Any]:
     """Return a folder's ``size``, ``mtime_ns`` and hashes over its pictures, as `media.source_digest` describes them.
     """
     total, times, hashes = 0, 0, [hashlib.sha256() for _ in range(1 + strict)]
-    try:
+    with reading(path):
         for _, name in sorted(numbered(path).items()):
             picture = path / name
             status = picture.stat()
@@ -176,8 +169,6 @@ def folder_digest(path: Path, strict: bool) -> dict[str, Any]:
             hashes[0].update(f"{line}\n".encode())
             if strict:
                 hashes[1].update(f"{line} {file_sha256(picture)}\n".encode())
-    except OSError as error:
-        raise unreadable(path, error) from error
     # The time stamps of six pictures already add up to more than 63 bits.
     digest = {"size": total, "mtime_ns": times % (1 << 63), "sha256": hashes[0].hexdigest()}
     return digest | ({"sha256_strict": hashes[1].hexdigest()} if strict else {})

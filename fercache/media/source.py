@@ -9,9 +9,11 @@ import hashlib
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -69,10 +71,8 @@ class Source(ABC):
 
 def file_stamp(path: Path) -> dict[str, int]:
     """Return a file's ``size``, ``mtime_ns`` and ``inode``, without reading a byte of it."""
-    try:
+    with reading(path):
         status = path.stat()
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
         raise ClipError("neither a file nor a folder", where=path, hint="a clip is a video file or a folder of crops")
     if not status.st_size:
@@ -87,11 +87,8 @@ HTML = (b"<!doctype html", b"<html", b"<head", b"<script", b"<!--")
 def check_content(path: Path) -> None:
     """Refuse a file that is not what its name claims: empty, a Git LFS pointer, or a web page."""
     file_stamp(path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except OSError as error:
-        raise unreadable(path, error) from error
+    with reading(path), path.open("rb") as file:
+        head = file.read(512)
     if head.startswith(POINTER):
         raise ClipError("a Git LFS pointer, not the file itself", where=path,
                         hint="run `git lfs pull` in its repository")
@@ -100,21 +97,23 @@ def check_content(path: Path) -> None:
                         hint="the server sent a page (a login, an error) in its place: download it again")
 
 
-def unreadable(path: Path, error: Exception) -> ClipError:
-    """Return the error for a `path` that cannot be read."""
-    reason = getattr(error, "strerror", None) or str(error)
-    return ClipError(f"cannot be read ({reason})", where=path, hint="check the path and its permissions")
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an error of the file system, of a decoder or of memory into a ClipError about `path`."""
+    try:
+        yield
+    except (OSError, ValueError, MemoryError, av.FFmpegError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ClipError(f"cannot be read ({reason})", where=path, hint="check the path and its permissions") from error
 
 
 def file_digest(path: Path, strict: bool) -> dict[str, Any]:
     """Return a file's stamp and hashes, as `media.source_digest` describes them."""
     stamp = file_stamp(path)
-    try:
+    with reading(path):
         digest: dict[str, Any] = {**stamp, "sha256": _sampled(path, stamp["size"])}
         if strict:
             digest["sha256_strict"] = file_sha256(path)
-    except OSError as error:
-        raise unreadable(path, error) from error
     return digest
 
 

@@ -24,7 +24,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from fercache.errors import ClipError
-from fercache.media.source import MAX_PIXELS, Frame, Source, file_stamp, unreadable
+from fercache.media.source import MAX_PIXELS, Frame, Source, file_stamp, reading
 
 log = logging.getLogger(__name__)
 
@@ -374,10 +374,8 @@ class VideoSource(Source):
         if width * height > MAX_PIXELS:
             raise ClipError(f"a frame of {width} x {height} pixels", where=self.path,
                             hint=f"frames up to {MAX_PIXELS >> 20} megapixels are read")
-        try:
+        with reading(self.path):
             return upright(converter.rgb(picture, lambda: self._brightest_nits), _display_matrix(picture))
-        except (av.FFmpegError, ValueError, MemoryError) as error:
-            raise unreadable(self.path, error) from error
 
 
 class PictureConverter:
