@@ -49,7 +49,7 @@ def cluster_tracklets(tracklets: Tracklets, vectors: Mapping[int, Floats]) -> li
     # Agglomerative clustering: the pair whose cosine exceeds its threshold most is joined first, its mean vector stands
     # for both, and so on. Two tracklets that share a frame are never joined. A tracklet without a vector is joined to
     # the one that it continues by overlap.
-    clusters = _Clusters.of(tracklets, vectors)
+    clusters = _Clusters(tracklets, vectors)
     while (pair := clusters.best_pair()) is not None:
         clusters.join(*pair)
     label = clusters.label
@@ -67,38 +67,30 @@ def heaviest_first(label: Ints, weight: Floats) -> list[Ints]:
     return [np.flatnonzero(label == i) for i in np.argsort(-total, kind="stable") if (label == i).any()]
 
 
-@dataclass
 class _Clusters:
-    """Tracklets while they are joined."""
+    """Tracklets while they are joined; at first each is a cluster of its own."""
 
-    label: Ints  # (S,) the tracklet that represents each tracklet's person
-    together: Bools  # (S, S) whether two single tracklets share a frame
-    # (V,) the tracklets with a vector. The fields below have a row for each of them; a joined person uses the row
-    # of one of its tracklets.
-    embedded: Ints
-    # `vector`, `count`: (V, D) and (V,) mean vector, and the number of tracklets that it averages.
-    vector: Floats
-    count: Floats
-    threshold: Floats  # (V, V) least cosine to join the two
-    disjoint: Bools  # (V, V) whether the two must stay apart, because they share a frame or because the row is used up
-    excess: Floats  # (V, V) cosine minus threshold; -inf where `disjoint`
-
-    @classmethod
-    def of(cls, tracklets: Tracklets, vectors: Mapping[int, Floats]) -> _Clusters:
-        """Return one cluster per tracklet."""
-        embedded, together = np.array(sorted(vectors), np.int64), tracklets.together()
+    def __init__(self, tracklets: Tracklets, vectors: Mapping[int, Floats]) -> None:
+        self.label = np.arange(tracklets.count)  # (S,) the tracklet that represents each tracklet's person
+        self.together = tracklets.together()  # (S, S) whether two single tracklets share a frame
         threshold = np.full((tracklets.count, tracklets.count), JOIN)
         small = tracklets.size() < SMALL_PX
         threshold[small] = threshold[:, small] = np.inf
         first, second = tracklets.competitors.T
         # After the line on small faces: a small face may still continue a competitor, since position supports it.
         threshold[first, second] = threshold[second, first] = JOIN_NEAR
-        inner = np.ix_(embedded, embedded)
-        vector = np.stack([vectors[i] for i in embedded]) if len(embedded) else np.empty((0, 1))
-        disjoint = together[inner] | np.eye(len(embedded), dtype=bool)
-        return cls(label=np.arange(tracklets.count), together=together, embedded=embedded, vector=vector,
-                   count=np.ones(len(embedded)), threshold=threshold[inner], disjoint=disjoint,
-                   excess=np.where(disjoint, -np.inf, vector @ vector.T - threshold[inner]))
+        # (V,) the tracklets with a vector. The fields below have a row for each of them; a joined person uses the row
+        # of one of its tracklets.
+        self.embedded = np.array(sorted(vectors), np.int64)
+        inner = np.ix_(self.embedded, self.embedded)
+        # (V, D) and (V,) mean vector, and the number of tracklets that it averages.
+        self.vector = np.stack([vectors[i] for i in self.embedded]) if vectors else np.empty((0, 1))
+        self.count = np.ones(len(self.embedded))
+        self.threshold = threshold[inner]  # (V, V) least cosine to join the two
+        # (V, V) whether the two must stay apart, because they share a frame or because the row is used up.
+        self.disjoint = self.together[inner] | np.eye(len(self.embedded), dtype=bool)
+        # (V, V) cosine minus threshold.
+        self.excess = np.where(self.disjoint, -np.inf, self.vector @ self.vector.T - self.threshold)
 
     def best_pair(self) -> tuple[int, int] | None:
         """Return the rows of the pair with the largest excess; None where no pair reaches its threshold."""

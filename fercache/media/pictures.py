@@ -77,19 +77,20 @@ def numbered(path: Path) -> dict[int, str]:
     # All other files are ignored. If no name is a plain number, names that share one prefix are read by the number
     # after it (``S005_001_00000011.png``, as in CK+; ``frame1.jpg``).
     with reading(path), os.scandir(path) as entries:
-        parsed = [(entry.name, parts) for entry in entries if (parts := NAME.fullmatch(entry.name)) and entry.is_file()]
-    prefixes = sorted({parts["prefix"] for _, parts in parsed})
+        parsed = [parts for entry in entries if (parts := NAME.fullmatch(entry.name)) and entry.is_file()]
+    prefixes = sorted({parts["prefix"] for parts in parsed})
     if "" in prefixes:
-        parsed = [(name, parts) for name, parts in parsed if not parts["prefix"]]
+        parsed = [parts for parts in parsed if not parts["prefix"]]
     elif len(prefixes) > 1:
         raise ClipError(f"pictures of several clips in one folder: {prefixes[0]}.., {prefixes[1]}..", where=path,
                         hint="give each clip its own folder")
     names: dict[int, str] = {}
     duplicates: list[tuple[str, str]] = []
-    for name, parts in sorted(parsed, key=lambda one: _preference(one[0])):
-        first = names.setdefault(int(parts["number"]), name)
-        if first != name:
-            duplicates.append((name, first))
+    for parts in sorted(parsed, key=lambda parts: (-parts.start("ending"), ENDINGS.index(parts["ending"].lower()),
+                                                   parts.string)):
+        first = names.setdefault(int(parts["number"]), parts.string)
+        if first != parts.string:
+            duplicates.append((parts.string, first))
     if not names:
         raise ClipError("no picture is named by its frame number in this folder", where=path,
                         hint=f"name crops 00001.jpg, 00002.jpg, ... (.{', .'.join(ENDINGS)})")
@@ -103,12 +104,6 @@ def numbered(path: Path) -> dict[int, str]:
         log.warning("%s: %d pictures have the frame number of another one; %s is ignored, %s is read", path,
                     len(duplicates), *duplicates[0])
     return names
-
-
-def _preference(name: str) -> tuple[int, int, str]:
-    """Return the sort key that puts first the name to read among those of one frame number."""
-    stem, _, ending = name.rpartition(".")
-    return -len(stem), ENDINGS.index(ending.lower()), name
 
 
 def is_picture(name: str) -> bool:

@@ -324,13 +324,14 @@ def read_template(path: Path) -> Template:
     trials: dict[bytes, array[int]] = {}
     before: bytes = b""
     for number, row in enumerate(_rows(every, len(classes), path), 2):
-        if row.trial != before:
-            if row.trial in trials:
-                raise _disorder(row, number, path, "the trial's other rows are further up")
-            frames = trials[row.trial] = array("q")
-        elif row.frame <= frames[-1]:
-            again = row.frame in frames
-            raise _disorder(row, number, path, "it appears twice" if again else "the row before it has a later frame")
+        frames, why = trials.setdefault(row.trial, array("q")), ""
+        if frames and row.trial != before:
+            why = "the trial's other rows are further up"
+        elif frames and row.frame <= frames[-1]:
+            why = "it appears twice" if row.frame in frames else "the row before it has a later frame"
+        if why:
+            raise InputError(f"line {number}, {row.location.decode(errors='replace')}, is out of order: {why}",
+                             where=path, hint=SINGLE_FILE_OWN)
         frames.append(row.frame)
         before = row.trial
     if not trials:
@@ -367,8 +368,3 @@ def _rows(every: Iterator[bytes], classes: int, path: Path) -> Iterator[Template
             raise InputError(f"line {number} is {line[:80].decode(errors='replace')!r}, not a row of a template",
                              where=path, hint="a row is <trial>/00001.jpg, a comma, and a class number or nothing")
         yield TemplateRow(location, trial, int(stem))
-
-
-def _disorder(row: TemplateRow, number: int, path: Path, why: str) -> InputError:
-    return InputError(f"line {number}, {row.location.decode(errors='replace')}, is out of order: {why}", where=path,
-                      hint=SINGLE_FILE_OWN)
