@@ -14,7 +14,7 @@ from fercache.config import DatasetConfig
 from fercache.data import base
 from fercache.data.base import EIGHT, SEVEN, SIDES, UNKNOWN, Dataset, Issue, Kind, Labels, Split, Trial
 from fercache.data.clip_level import SHOWN
-from fercache.data.labels import MOST_FRAMES, read_all, read_text
+from fercache.data.labels import MOST_FRAMES, read_all, read_text, whole_number
 from fercache.data.scan import Scan, describe, scan_places
 from fercache.errors import InputError
 from fercache.media.pictures import ENDINGS
@@ -78,10 +78,7 @@ def assemble(found: Scan, labels: Mapping[str, Labels], splits: Mapping[str, Spl
 
 def parent_of(trial: str) -> str:
     """Return the video that a trial comes from: its name without ``_left`` or ``_right``."""
-    for side in SIDES:
-        if trial.endswith(f"_{side}"):
-            return trial.removesuffix(f"_{side}")
-    return trial
+    return re.sub(rf"_({'|'.join(SIDES)})\Z", "", trial)
 
 
 def side_of(trial: str, names: Iterable[str]) -> str:
@@ -268,9 +265,10 @@ def _mtl_rows(path: Path) -> tuple[dict[str, Labels], list[Issue]]:
             if not text.strip():
                 continue
             trial = match["trial"] if match else fields[0].strip()[: SHOWN]
-            label = _mtl_label(fields[MTL_COLUMN]) if len(fields) > MTL_COLUMN else None
+            label = whole_number(fields[MTL_COLUMN]) if len(fields) > MTL_COLUMN else None
             frame = int(match["frame"]) if match else 0
-            if label is None or not 0 < frame <= MOST_FRAMES or rows[trial].setdefault(frame, label) != label:
+            if (label is None or not UNKNOWN <= label < len(EIGHT) or not 0 < frame <= MOST_FRAMES
+                    or rows[trial].setdefault(frame, label) != label):
                 wrong.setdefault(trial, f"its labels were dropped: line {line} is {text.strip()[: SHOWN]!r}")
     problems = [Issue(where=trial, message=what, hint=f"correct {path}") for trial, what in sorted(wrong.items())]
     labels: dict[str, Labels] = {}
@@ -279,9 +277,3 @@ def _mtl_rows(path: Path) -> tuple[dict[str, Labels], list[Issue]]:
         labels[trial] = np.full(max(known, default=0), UNKNOWN, np.int16)
         labels[trial][np.array(list(known), np.int64) - 1] = list(known.values())
     return labels, problems
-
-
-def _mtl_label(word: str) -> int | None:
-    """Return a label, None if it is malformed; tables that pandas wrote have ``4.0``."""
-    match = re.fullmatch(r"(-?[0-9]{1,2})(\.0)?", word.strip())
-    return int(match[1]) if match and UNKNOWN <= int(match[1]) < len(EIGHT) else None

@@ -293,20 +293,6 @@ def ranges_of(numbers: NDArray[np.int64]) -> IndexRanges:
     return np.column_stack([ordered[np.r_[0, breaks + 1]], ordered[np.r_[breaks, len(ordered) - 1]]])
 
 
-def count_frames(runs: IndexRanges) -> int:
-    """Return how many numbers are in the runs."""
-    return int((runs[:, 1] - runs[:, 0] + 1).sum())
-
-
-def present_frames(runs: IndexRanges, rows: int) -> NDArray[np.bool_]:
-    """Return (rows,) bool: whether number i + 1 is in the runs."""
-    steps = np.zeros(rows + 1, np.int64)  # +1 where a run begins, -1 after its end; the sum is 1 inside of runs
-    inside = runs[runs[:, 0] <= rows]
-    np.add.at(steps, inside[:, 0] - 1, 1)
-    np.add.at(steps, np.minimum(inside[:, 1], rows), -1)
-    return np.cumsum(steps)[:rows] > 0
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrameTable:
     """The rows of one trial: crops, video frames and annotation lines are matched by their number.
@@ -334,7 +320,7 @@ class FrameTable:
     @property
     def pictures(self) -> int:
         """How many frames have a picture: crops, or the frames in the video's header."""
-        return self.video if self.crops is None else count_frames(self.crops)
+        return self.video if self.crops is None else int((self.crops[:, 1] - self.crops[:, 0] + 1).sum())
 
     @property
     def rows(self) -> int:
@@ -350,7 +336,9 @@ class FrameTable:
         """Return the number of rows without a crop, and how many of these are labelled; (0, 0) for a video."""
         if self.crops is None:
             return 0, 0
-        bare = ~present_frames(self.crops, self.rows)
+        bare = np.ones(self.rows, bool)
+        for first, last in self.crops:
+            bare[first - 1:last] = False
         return int(bare.sum()), int((bare & (self.trial.frame_labels(self.rows) >= 0)).sum())
 
     def labelled(self) -> NDArray[np.int64]:

@@ -103,8 +103,13 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, MemoryError, av.FFmpegError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ClipError(f"cannot be read ({reason})", where=path, hint="check the path and its permissions") from error
+        raise ClipError(f"cannot be read ({reason_of(error)})", where=path,
+                        hint="check the path and its permissions") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return the system's or FFmpeg's text for an error, without its number and path."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def file_digest(path: Path, strict: bool) -> dict[str, Any]:
