@@ -23,7 +23,6 @@ SEVEN = ("Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surpris
 EIGHT = (*SEVEN, "Other")
 NOT_TRAINED = "they are predicted, never trained on or scored"  # hint about clips without labels
 
-
 Severity = Literal["ok", "skipped", "note", "warning", "error"]
 
 

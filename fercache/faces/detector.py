@@ -19,6 +19,7 @@ from PIL import Image
 
 from fercache.backbones import facenet
 from fercache.backbones.onnx import openvino_runtime
+from fercache.faces.tracklets import rounded_faces
 from fercache.runtime.devices import map_threads, synchronize_device
 
 CELL_PX, STRIDE_PX = 12, 2  # receptive field and stride of the first net
@@ -357,8 +358,6 @@ TRUNCATED_PX = np.array([1.5, 1.5, 0.5, 0.5, 0, *[0.5] * 2 * len(LANDMARKS)])
 """Bias of MTCNN's x1, y1, x2, y2 and landmarks (the score between them has none), in pixels of its input. Its driver
 truncates candidates to whole pixels (half a pixel on average) and starts one pixel further left and up, for which it
 corrects the landmarks only."""
-BOX_STEPS = 16  # boxes are rounded to 1 / BOX_STEPS px, since MTCNN's noise between batches is at most 1e-4 px
-SCORE_DIGITS = 4
 
 
 class Detector:
@@ -426,9 +425,8 @@ class Detector:
         """Return the faces with a sufficient score, rounded, and their boxes clipped to the picture."""
         height, width = shape
         faces = faces[np.isfinite(faces[:, :5]).all(axis=1)]  # the rest cannot be rounded
-        rounded = (faces * BOX_STEPS).round() / BOX_STEPS
+        rounded = rounded_faces(faces)
         rounded[:, :4] = rounded[:, :4].clip(0, [width, height, width, height])
-        rounded[:, 4] = faces[:, 4].round(SCORE_DIGITS)
         has_area = (rounded[:, 2] - rounded[:, 0] >= 1) & (rounded[:, 3] - rounded[:, 1] >= 1)
         return rounded[has_area & (rounded[:, 4] >= self.min_score)]
 

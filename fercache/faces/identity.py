@@ -30,11 +30,10 @@ def crops_to_embed(tracklets: Tracklets) -> Ints:
     if len(wanted) < 2:  # nothing to compare with, so the CNN need not run
         return np.empty(0, np.int64)
     wanted = wanted[np.argsort(-tracklets.weight()[wanted], kind="stable")[:MAX_TRACKLETS]]
-    order = np.argsort(tracklets.tracklet, kind="stable")
-    edges = np.searchsorted(tracklets.tracklet[order], np.arange(tracklets.count + 1))
+    faces_of = np.split(np.argsort(tracklets.tracklet, kind="stable"), sizes.cumsum()[:-1])
     best = area(tracklets.faces) * tracklets.faces[:, 4]
     chosen = [part[best[part].argmax()] for number in wanted
-              for part in np.array_split(order[edges[number]:edges[number + 1]], min(MAX_CROPS, sizes[number]))]
+              for part in np.array_split(faces_of[number], min(MAX_CROPS, sizes[number]))]
     return np.sort(np.array(chosen, np.int64))
 
 

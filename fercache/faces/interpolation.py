@@ -14,10 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fercache.faces.tracklets import NONE, SAME_IOU, iou, matched
+from fercache.faces.tracklets import NONE, SAME_IOU, Floats, Ints, iou, matched, rounded_faces
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Picture = NDArray[np.uint8]
 
 SURE_IOU = 0.6  # least IoU of a face at the two ends of a span to assume that it moved in a straight line
@@ -28,8 +26,6 @@ GRAIN_PX, FACE_PX = 48, 16
 INTERPOLATION_VERSION = 4
 """Increased whenever interpolated boxes change: 2 compares the pixels of the face to find jumps, 3 detected uncertain
 faces in regions of interest, 4 detects them in whole frames."""
-STEPS = 16  # interpolated boxes are rounded to 1 / STEPS px, as detected ones are
-SCORE_DIGITS = 4
 
 
 Detect = Callable[[Sequence[Picture]], Sequence[Floats]]
@@ -177,14 +173,8 @@ def _pairs(first: Floats, last: Floats) -> tuple[Ints, Ints]:
 
 def interpolate_boxes(first: Floats, last: Floats, start: int, stop: int) -> dict[int, Floats]:
     """Return the faces (n, 5) of each row between two, boxes and scores interpolated linearly and rounded."""
-    interpolated = {}
-    for i in range(start + 1, stop):
-        fraction = (i - start) / (stop - start)
-        faces = (1 - fraction) * first + fraction * last
-        rounded = (faces * STEPS).round() / STEPS
-        rounded[:, 4] = faces[:, 4].round(SCORE_DIGITS)
-        interpolated[i] = rounded
-    return interpolated
+    fractions = {row: (row - start) / (stop - start) for row in range(start + 1, stop)}
+    return {row: rounded_faces((1 - by) * first + by * last) for row, by in fractions.items()}
 
 
 # Which frames the CNN embeds. A reader interpolates between two embedded frames, so both ends of every unbroken run of

@@ -48,6 +48,17 @@ def area(boxes: Floats) -> Floats:
     return np.asarray((boxes[:, 2:4] - boxes[:, :2]).clip(0).prod(axis=1))
 
 
+BOX_STEPS = 16  # boxes are rounded to 1 / BOX_STEPS px, since MTCNN's noise between batches is at most 1e-4 px
+SCORE_DIGITS = 4
+
+
+def rounded_faces(faces: Floats) -> Floats:
+    """Return faces (n, 5 or 15) with coordinates and score rounded."""
+    rounded = (faces * BOX_STEPS).round() / BOX_STEPS
+    rounded[:, 4] = faces[:, 4].round(SCORE_DIGITS)
+    return np.asarray(rounded)
+
+
 def apart(a: Floats, b: Floats) -> Floats:
     """Return the distance (n,) between the centers of boxes (n, 4) and (n, 4), in sizes of the face in `b`."""
     distance = np.abs((a[:, :2] + a[:, 2:4] - b[:, :2] - b[:, 2:4]) / 2).max(axis=1)
@@ -58,8 +69,6 @@ def apart(a: Floats, b: Floats) -> Floats:
 
 PEOPLE_VERSION = 2
 """Increased whenever the code assigns boxes to persons differently. Version 1 linked by overlap only."""
-
-
 MAX_GAP = 15  # frames without a face that a tracklet survives: half a second, in which the detector may miss the face
 COMPETITOR_IOU = 0.5
 """Fraction of the best overlap from which another one competes: position then does not decide which is which."""

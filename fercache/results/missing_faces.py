@@ -11,11 +11,7 @@ from numpy.typing import NDArray
 
 from fercache.errors import InputError
 from fercache.heads import registry as head_registry
-from fercache.results.smoothing import nearest_row
-
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-Rows = NDArray[np.int64]
+from fercache.results.smoothing import Floats, Mask, Rows, nearest_row
 
 POLICIES = {
     "none": "a frame without a face is not filled: each head's column has the head's own prediction, every other "
