@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,23 +20,6 @@ from fercache.media.pictures import ENDINGS
 
 TRACKS = ("EXPR_Set", "EXPR_Classification_Challenge", "EXPR_Recognition_Challenge")
 SPLITS: dict[str, Split] = {"Train_Set": "train", "Validation_Set": "validation"}
-
-
-@dataclass(frozen=True)
-class ClipFiles:
-    """The clips that are read: crop folders by trial name, or videos by file stem, never both kinds."""
-
-    kind: Kind
-    by_name: dict[str, list[Path]]
-    videos: dict[str, list[Path]]  # the videos by file stem, also if crops are read: `check` compares frame counts
-
-    def candidates(self, trial: str) -> list[Path]:
-        """Return the clips that could be this trial's."""
-        return self.by_name.get(trial, []) if self.kind == "crops" else self.video_candidates(trial)
-
-    def video_candidates(self, trial: str) -> list[Path]:
-        """Return the videos that could be this trial's: those with its own name, or its parent's."""
-        return self.videos.get(trial) or self.videos.get(parent_of(trial), [])
 
 
 def read(config: DatasetConfig) -> Dataset:
@@ -64,16 +46,36 @@ def assemble(found: Scan, labels: Mapping[str, Labels], splits: Mapping[str, Spl
     there are any).
     """
     wanted: dict[str, Split] = {**dict.fromkeys(tests, "test"), **splits}  # an annotated trial is never a test trial
-    clips = _clips(found, wanted, source)
+    kind, clips, videos = _clips(found, wanted, source)
     # The video of `_left` and `_right` trials has neither's name.
-    extra = [name for name in clips.by_name if name not in wanted and not (
-        clips.kind == "video" and any(f"{name}_{side}" in wanted for side in SIDES))]
-    trials, lost = _trials([*wanted, *extra], clips, splits, labels)
+    extra = [name for name in clips if name not in wanted and not (
+        kind == "video" and any(f"{name}_{side}" in wanted for side in SIDES))]
+    trials: list[Trial] = []
+    problems: list[Issue] = []
+    absent: list[str] = []
+    known = {*wanted, *extra}
+    for name in sorted(known):
+        of_trial = videos.get(name) or videos.get(parent_of(name), [])
+        paths = clips.get(name, []) if kind == "crops" else of_trial
+        if not paths and name not in splits:  # no label is lost, so one note for all of them is enough
+            absent.append(name)
+            continue
+        if len(paths) != 1:
+            what = (f"several clips have its name: {base.shorten_list(paths)}" if paths else
+                    f"no {'folder of crops' if kind == 'crops' else 'video'} has its name; it is annotated")
+            problems.append(Issue(where=name, message=what, kind="no-clip", hint="keep one of them" if paths else
+                                  "it is left out; get its clip, or remove its annotation"))
+            continue
+        # The group is the parent video: its two people are in the same scene, often in the same frames.
+        trials.append(Trial(name=name, path=paths[0], kind=kind, parent=parent_of(name), group=parent_of(name),
+                            split=splits.get(name, "test"), labels=labels.get(name), side=side_of(name, known),
+                            video=of_trial[0] if kind == "crops" and len(of_trial) == 1 else None))
     if not trials:
         raise InputError(f"no clip belongs to the {len(wanted)} annotated trials", where=found.root,
                          hint=f"put the crops (cropped_aligned/<trial>/) or the videos below it; {describe(found)}")
-    return tuple(trials), [*lost, *base.note_about(extra, "clips have no annotation and are in no test list",
-                                                   base.NOT_TRAINED)]
+    problems += base.note_about(absent, "trials of the test list have no clip", "they are left out")
+    problems += base.note_about(extra, "clips have no annotation and are in no test list", base.NOT_TRAINED)
+    return tuple(trials), problems
 
 
 def parent_of(trial: str) -> str:
@@ -143,9 +145,11 @@ def _test_list(found: Scan) -> list[str]:
     return list(names)
 
 
-def _clips(found: Scan, wanted: Mapping[str, object], source: str) -> ClipFiles:
-    """Return the crops, aligned or not, that cover most trials; the videos if there are no crops or `source` asks."""
+def _clips(found: Scan, wanted: Mapping[str, object], source: str
+           ) -> tuple[Kind, dict[str, list[Path]], dict[str, list[Path]]]:
+    """Return the kind of the clips to read, these clips by name, and all videos by file stem."""
     # One kind only: features of two crop policies in one store cost nearly half of the score (.384 to .214, ABAW3).
+    # So those crops, aligned or not, that cover most trials; the videos if there are no crops or `source` asks.
     crops: dict[bool, dict[str, list[Path]]] = {True: defaultdict(list), False: defaultdict(list)}
     for path in found.crops:
         if (below := found.below(path)).name:  # "" for a folder that is a clip itself
@@ -156,34 +160,8 @@ def _clips(found: Scan, wanted: Mapping[str, object], source: str) -> ClipFiles:
         videos[path.stem].append(path)
     has_crops = any(name in wanted for name in crops[aligned]) or not videos
     if source == "crops" or (has_crops and source == "auto"):
-        return ClipFiles("crops", dict(crops[aligned]), dict(videos))
-    return ClipFiles("video", dict(videos), dict(videos))
-
-
-def _trials(names: Iterable[str], clips: ClipFiles, splits: Mapping[str, Split], labels: Mapping[str, Labels]
-            ) -> tuple[list[Trial], list[Issue]]:
-    """Return the trials that have exactly one clip, and an issue for each of the others."""
-    trials: list[Trial] = []
-    problems: list[Issue] = []
-    absent: list[str] = []
-    known = set(names)
-    for name in sorted(known):
-        paths = clips.candidates(name)
-        if not paths and name not in splits:  # no label is lost, so one note for all of them is enough
-            absent.append(name)
-            continue
-        if len(paths) != 1:
-            what = (f"several clips have its name: {base.shorten_list(paths)}" if paths else
-                    f"no {'folder of crops' if clips.kind == 'crops' else 'video'} has its name; it is annotated")
-            problems.append(Issue(where=name, message=what, kind="no-clip", hint="keep one of them" if paths else
-                                  "it is left out; get its clip, or remove its annotation"))
-            continue
-        # The group is the parent video: its two people are in the same scene, often in the same frames.
-        videos = clips.video_candidates(name) if clips.kind == "crops" else []
-        trials.append(Trial(name=name, path=paths[0], kind=clips.kind, parent=parent_of(name), group=parent_of(name),
-                            split=splits.get(name, "test"), labels=labels.get(name), side=side_of(name, known),
-                            video=videos[0] if len(videos) == 1 else None))
-    return trials, [*problems, *base.note_about(absent, "trials of the test list have no clip", "they are left out")]
+        return "crops", crops[aligned], videos
+    return "video", videos, videos
 
 
 # The multi-task table (ABAW's MTL challenge): one row a picture, the expression one of its columns.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -107,7 +107,20 @@ class ClipLevelSet(ABC):
         versions = find_versions(found, self.key)
         # Without any clip an empty version makes each listed clip an issue, and the error below names the folder.
         version = choose_version(versions, wanted, config.source) if versions else FolderVersion("", "video")
-        trials, lost = _trials(wanted, version)
+        trials: list[Trial] = []
+        lost: list[Issue] = []
+        for name, entry in sorted(wanted.items()):
+            paths = version.clips.get(name, [])
+            if len(paths) != 1:
+                what = (f"several clips have its name: {base.shorten_list(paths)}" if paths else
+                        "listed, but it has no clip")
+                lost.append(Issue(where=name, message=what, kind="no-clip",
+                                  hint="it is left out; get its clip, or keep one of them"))
+                continue
+            # A set that names no film and no person has each clip as a group of its own, which its notice points out.
+            trials.append(Trial(name=name, path=paths[0], kind=version.kind, parent=name, group=entry.group or name,
+                                split=entry.split, subject=entry.subject, clip_label=entry.label, fold=entry.fold,
+                                stated=entry.stated))
         if not trials:
             raise InputError(f"none of the {len(wanted)} clips of {self.name} exists", where=found.root,
                              hint=f"put the clips below it, or give --clips DIR; {describe(found)}")
@@ -157,23 +170,6 @@ def choose_version(versions: Sequence[FolderVersion], wanted: Collection[str], s
     return min([version for version in versions if source in ("auto", version.kind)] or versions, key=rank)
 
 
-def _trials(wanted: Mapping[str, ClipEntry], version: FolderVersion) -> tuple[list[Trial], list[Issue]]:
-    """Return a trial for each entry with exactly one clip, and an issue for each other entry."""
-    trials, lost = [], []
-    for name, entry in sorted(wanted.items()):
-        paths = version.clips.get(name, [])
-        if len(paths) != 1:
-            what = f"several clips have its name: {base.shorten_list(paths)}" if paths else "listed, but it has no clip"
-            lost.append(Issue(where=name, message=what, kind="no-clip",
-                              hint="it is left out; get its clip, or keep one of them"))
-            continue
-        # A set that names no film and no person has each clip as a group of its own, which its notice points out.
-        trials.append(Trial(name=name, path=paths[0], kind=version.kind, parent=name, group=entry.group or name,
-                            split=entry.split, subject=entry.subject, clip_label=entry.label, fold=entry.fold,
-                            stated=entry.stated))
-    return trials, lost
-
-
 def stem_of(path: PurePath) -> str:
     """Return a clip's name without any ending."""
     return path.name.partition(".")[0]
@@ -209,22 +205,23 @@ def code_of(label: str, classes: Sequence[str], first: int = 0) -> int | None:
 
 def read_list(path: Path) -> list[ListLine]:
     """Return the lines of a list: ``clip,label``, ``clip label`` or ``clip frames label``, with or without a header."""
-    # The first line is a header if its last field is "label", "emotion" or "annotation".
-    lines = enumerate(read_text(path).splitlines(), 1)
-    found = [_parse_line(path, number, line) for number, line in lines if line.strip()]
+    found: list[ListLine] = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        delimiter = next((one for one in ",;" if one in line), None)
+        parts = [part.strip() for part in line.rsplit(delimiter, 2)]  # from the end: paths may hold blanks
+        frames = "0"
+        if len(parts) == 3 and not delimiter:
+            if parts[1].isascii() and parts[1].isdigit():
+                frames = parts.pop(1)
+            else:
+                parts = line.strip().rsplit(None, 1)
+        if len(parts) == 2 and parts[0]:
+            found.append(ListLine(parts[0], parts[1], int(frames[:9])))
+        elif parts:
+            raise InputError(f"line {number} is {line[:SHOWN]!r}, not a clip and a label", where=path,
+                             hint="download the list again")
+    # The first line is a header if its last field is one of these words.
     return found[1:] if found and found[0].label.casefold() in ("label", "labels", "emotion", "annotation") else found
-
-
-def _parse_line(path: Path, number: int, line: str) -> ListLine:
-    delimiter = next((one for one in ",;" if one in line), "")
-    parts = line.split(delimiter) if delimiter else line.rsplit(None, 2)  # from the end: paths may hold blanks
-    if len(parts) == 3 and (delimiter or not (parts[1].isascii() and parts[1].isdigit())):
-        parts = [] if delimiter else line.rsplit(None, 1)
-    parts = [part.strip() for part in parts]
-    if len(parts) not in (2, 3) or not parts[0]:
-        raise InputError(f"line {number} is {line[:SHOWN]!r}, not a clip and a label", where=path,
-                         hint="download the list again")
-    return ListLine(parts[0], parts[-1], int(parts[1][:9]) if len(parts) == 3 else 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,4 @@
-"""The interface of every source of frames, and the digests that identify a source file.
-
-A source that is absent, unreadable or not what its name claims raises ClipError.
-"""
+"""The interface of every source of frames, and the digests that identify a source file."""
 
 from __future__ import annotations
 
@@ -45,16 +42,16 @@ class Frame(NamedTuple):
 
 
 class Source(ABC):
-    """A clip that can be read frame by frame, any number of times, in constant memory."""
+    """A clip that can be read frame by frame, any number of times, in constant memory.
+
+    Every method raises ClipError if the file or folder is absent, unreadable or not what its name claims.
+    """
 
     path: Path
 
     @abstractmethod
     def frames(self, start: int = 0) -> Iterator[Frame]:
-        """Yield every frame from row `start` (from 0) on, in presentation order.
-
-        Raises ClipError, after the last good frame, if the source cannot be read or ends early.
-        """
+        """Yield every frame from row `start` (from 0) on, in presentation order; an early end raises ClipError last."""
 
     @abstractmethod
     def length(self) -> int | None:
