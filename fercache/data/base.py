@@ -196,11 +196,8 @@ def group_issues(issues: Iterable[Issue]) -> list[Issue]:
 
 def printable(name: str) -> bool:
     """Return whether a file's name is valid text (Linux allows any bytes; tables and stores do not)."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # Python decodes such bytes of a file name to lone surrogates
-        return False
-    return True
+    # Python decodes other bytes of a file name to lone surrogates, which no encoding has.
+    return name.encode(errors="ignore").decode() == name
 
 
 # Trials in a store: a clip as it is, or one trial for each person of it.

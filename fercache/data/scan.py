@@ -56,7 +56,6 @@ class Scan:
     more: tuple[Path, ...] = ()
     videos: list[Path] = field(default_factory=list)
     crops: list[Path] = field(default_factory=list)
-    empty: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     texts: list[Path] = field(default_factory=list)
     tables: list[Path] = field(default_factory=list)
@@ -66,7 +65,7 @@ class Scan:
 
     def below(self, path: Path) -> Path:
         """Return a path relative to the folder that was scanned; to the deepest one where several hold it."""
-        holding = [place for place in (self.root, *self.more) if path.is_relative_to(place)]
+        holding = [place for place in (self.root, *self.more) if not self.more or path.is_relative_to(place)]
         return path.relative_to(max(holding, key=lambda place: len(place.parts)))
 
     def clips(self) -> Iterator[tuple[Path, Kind]]:
@@ -96,9 +95,9 @@ def scan(root: Path, depth: int = DEPTH, *more: Path) -> Scan:
         for problem in found.problems:
             if problem.where == str(place):
                 raise InputError(problem.message, where=place, hint=problem.hint)
-        if place in found.empty:
+        if _list(place) == ([], []):
             raise InputError("the folder is empty", where=place, hint="put clips there, or name another folder")
-    for paths in (found.videos, found.crops, found.empty, found.folders, found.texts, found.tables):
+    for paths in (found.videos, found.crops, found.folders, found.texts, found.tables):
         # Parts, which is the order of paths: these compare ten times as slowly. The places may overlap.
         paths[:] = sorted(set(paths), key=lambda path: path.parts)
     found.problems.sort(key=lambda problem: problem.where)
@@ -145,8 +144,6 @@ def _visit(folder: Path, left: int, found: Scan) -> None:
     if not below and not videos and _are_frames(pictures):
         found.crops.append(folder)
         return
-    if not names and not below:
-        found.empty.append(folder)
     found.videos += [folder / name for name in videos]
     found.loose.add(found.below(folder), pictures)
     found.other.add(found.below(folder), [name for name, suffix in suffixes.items() if suffix not in VIDEO_ENDINGS

@@ -64,7 +64,7 @@ def gap_sources(time_s: Floats, seen: Mask, policy: str, *, causal: bool = False
     if policy not in COPIED or not len(found):
         return GapSources(row, row, np.zeros(len(row)))
     if policy == "nearest":
-        chosen = nearest_row(time_s, seen, causal=causal).row
+        chosen = nearest_row(time_s, seen, causal=causal)
         return GapSources(chosen, chosen, np.zeros(len(row)))
     place = np.searchsorted(found, row, "right")  # the number of faces up to and including this row
     before, after = found[np.maximum(place - 1, 0)], found[np.minimum(place, len(found) - 1)]

@@ -82,32 +82,23 @@ def moving_mean(values: NDArray[Any], counts: Mask, window: WindowReach, *, caus
     found = sums.mean(window)
     if seen.all() or not seen.any():
         return found
-    return np.asarray(found[nearest_row(np.arange(len(seen), dtype=float), seen, causal=causal).row])
+    return np.asarray(found[nearest_row(np.arange(len(seen), dtype=float), seen, causal=causal)])
 
 
-class NearestRow(NamedTuple):
-    """The nearest row that counts, ``(T,)`` (the row itself where none counts), and how far it is in seconds."""
+def nearest_row(time_s: Floats, counts: Mask, *, causal: bool = False) -> Rows:
+    """Return for each row the nearest one in time that counts, ``(T,)``; of two equally near the earlier.
 
-    row: Rows
-    distance_s: Floats
-
-
-def nearest_row(time_s: Floats, counts: Mask, *, causal: bool = False) -> NearestRow:
-    """Return for each row the nearest one in time that counts; of two equally near the earlier.
-
-    `causal`: look back only; rows before the first that counts keep themselves, at an infinite distance.
+    `causal`: look back only; a row before the first that counts keeps itself, as every row does where none counts.
     """
     row = np.arange(len(time_s))
     seen = np.flatnonzero(counts)
     if not len(seen):
-        return NearestRow(row, np.full(len(time_s), np.inf))
+        return row
     place = np.searchsorted(seen, row, "right")
     before, after = seen[np.maximum(place - 1, 0)], seen[np.minimum(place, len(seen) - 1)]
     back = np.where(place > 0, time_s - time_s[before], np.inf)
     ahead = np.where((place < len(seen)) & (not causal), time_s[after] - time_s, np.inf)
-    chosen = np.where(back <= ahead, before, after)
-    distance = np.minimum(back, ahead)
-    return NearestRow(np.where(np.isfinite(distance), chosen, row), distance)
+    return np.where(np.isfinite(np.minimum(back, ahead)), np.where(back <= ahead, before, after), row)
 
 
 def lagged(values: NDArray[Any], time_s: Floats, lag_s: float) -> NDArray[Any]:
