@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -242,63 +242,46 @@ def read(path: Path) -> LabelFile:
     return LabelFile(header, labels)
 
 
-def canonical(header: tuple[str, ...], known: Iterable[tuple[str, ...]]) -> tuple[str, ...] | None:
-    """Return the class list among `known` that equals `header` (except for letter case), None if there is none."""
-    folded = tuple(name.casefold() for name in header)
-    return next((names for names in known if folded == tuple(name.casefold() for name in names)), None)
+def _folded(header: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name.casefold() for name in header)
 
 
-def read_all(files: Mapping[str, Path], known: Sequence[tuple[str, ...]] = (), *, bare: bool = False
-             ) -> FrameLabels:
+def read_all(files: Mapping[str, Path], known: Sequence[tuple[str, ...]] = ()) -> FrameLabels:
     """Return the labels of each trial, without the files that had to be dropped.
 
-    Parameters
-    ----------
-    files : trial name -> text file.
-    known : class lists that a header may hold; if none is named, all headers of the files. The most frequent one is the
-        set's; files with another are dropped.
-    bare : whether a file without a header has the first class list of `known`.
+    `files`: trial name -> text file. `known`: class lists that a header may hold; if none is named, all headers of the
+    files; if it is one, a file needs no header. The most frequent one is the set's; files with another are dropped.
     """
     # Class orders are never guessed: the same names in another order are another header.
-    read_files: dict[str, LabelFile] = {}
-    problems: list[Issue] = []
+    contents: dict[str, LabelFile] = {}
+    wrong: dict[str, str] = {}
     for name, path in sorted(files.items()):
         try:
             content = read(path)
-            read_files[name] = content._replace(header=known[0]) if bare and not content.header else content
+            contents[name] = content if content.header or len(known) != 1 else content._replace(header=known[0])
         except InputError as error:
-            problems.append(_dropped(name, path, error.what))
-    found = Counter(content.header for content in read_files.values() if content.header)
+            wrong[name] = error.what
+    found = Counter(content.header for content in contents.values() if content.header)
     known = known or sorted(found, key=lambda header: (-found[header], header))
+    listed = {_folded(names): names for names in reversed(known)}
     # One file with another header must not change the classes of the whole set, so the majority decides.
-    headers = Counter(names for header in found.elements() if (names := canonical(header, known)))
+    headers = Counter(names for header in found.elements() if (names := listed.get(_folded(header))))
     classes = max(headers, key=lambda names: (headers[names], len(names)), default=())
     labels: dict[str, Labels] = {}
-    for name, content in read_files.items():
-        try:
-            labels[name] = _fit(content, classes, known)
-        except InputError as error:
-            problems.append(_dropped(name, files[name], error.what))
-    return classes, labels, sorted(problems, key=lambda problem: problem.where)
-
-
-def _fit(content: LabelFile, classes: tuple[str, ...], known: Sequence[tuple[str, ...]]) -> Labels:
-    """Return the labels of a file whose header and range fit the set's classes."""
-    header = ",".join(content.header)[:100]
-    if not content.header:
-        raise InputError("has no header with the class names")
-    if canonical(content.header, known) is None:
-        raise InputError(f"header unknown: {header!r}")
-    # The same names in another order mean other numbers.
-    if canonical(content.header, (classes,)) is None:
-        raise InputError(f"header {header!r} differs from that of most files ({','.join(classes)})")
-    wrong = np.flatnonzero((content.labels < UNKNOWN) | (content.labels >= len(classes)))
-    if len(wrong):
-        raise InputError(f"frame {wrong[0] + 1} has label {content.labels[wrong[0]]}, which is not -1 or 0 to "
-                         f"{len(classes) - 1}")
-    return content.labels
-
-
-def _dropped(name: str, path: Path, what: str) -> Issue:
-    return Issue(where=name, message=f"its labels were dropped: {path.name} {what}",
-                 hint=f"correct {path}; until then the clip is predicted without labels")
+    for name, content in contents.items():
+        header = ",".join(content.header)[:100]
+        outside = np.flatnonzero((content.labels < UNKNOWN) | (content.labels >= len(classes)))
+        if not content.header:
+            wrong[name] = "has no header with the class names"
+        elif _folded(content.header) not in listed:
+            wrong[name] = f"header unknown: {header!r}"
+        elif listed[_folded(content.header)] != classes:
+            wrong[name] = f"header {header!r} differs from that of most files ({','.join(classes)})"
+        elif len(outside):
+            wrong[name] = (f"frame {outside[0] + 1} has label {content.labels[outside[0]]}, which is not -1 or 0 to "
+                           f"{len(classes) - 1}")
+        else:
+            labels[name] = content.labels
+    return classes, labels, [Issue(where=name, message=f"its labels were dropped: {files[name].name} {what}",
+                                   hint=f"correct {files[name]}; until then the clip is predicted without labels")
+                             for name, what in sorted(wrong.items())]

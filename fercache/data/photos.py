@@ -40,9 +40,8 @@ FER2013_SPLITS: dict[str, Split] = {
 Kaggle's folder form calls both test parts together "test"; there the file names tell them apart.
 """
 
-FER_PLUS_CLASSES = {"neutral": "Neutral", "happiness": "Happiness", "surprise": "Surprise", "sadness": "Sadness",
-                    "anger": "Anger", "disgust": "Disgust", "fear": "Fear", "contempt": "", "unknown": "", "NF": ""}
-"""Vote columns of FER+ (Barsoum et al. 2016, arXiv 1608.01041); a majority for a class without a name is no label."""
+FER_PLUS_COLUMNS = (*map(str.lower, SEVEN), "contempt", "unknown", "NF")
+"""Votes of FER+ (Barsoum et al. 2016, arXiv 1608.01041); a majority for one of the last three is no label."""
 
 TABLE_NAMES = ("fer2013.csv", "icml_face_data.csv")
 FER_PLUS_NAME = "fer2013new.csv"
@@ -193,19 +192,18 @@ def _fer_plus_labels(path: Path) -> list[int] | None:
     if not path.is_file():
         return None
     header = tables.read_header(path)
-    missing = [name for name in FER_PLUS_CLASSES if name not in header]
+    missing = [name for name in FER_PLUS_COLUMNS if name not in header]
     if missing:
         raise InputError(f"no column {missing[0]!r}", where=path, hint="use FER+'s own fer2013new.csv")
     labels = []
     for line, row in tables.read_rows(path):
         try:
-            votes = {name: int(row[header.index(name)] or 0) for name in FER_PLUS_CLASSES}
+            votes = [int(row[header.index(name)] or 0) for name in FER_PLUS_COLUMNS]
         except ValueError as error:
             raise InputError(f"not a number of votes ({error})", where=f"{path}, line {line}",
                              hint="use FER+'s own fer2013new.csv") from error
-        best = max(votes, key=lambda name: votes[name])
-        alone = list(votes.values()).count(votes[best]) == 1
-        labels.append(SEVEN.index(FER_PLUS_CLASSES[best]) if alone and FER_PLUS_CLASSES[best] else UNKNOWN)
+        best = votes.index(max(votes))
+        labels.append(best if votes.count(votes[best]) == 1 and best < len(SEVEN) else UNKNOWN)
     log.info("%s: labels by the majority of the votes; %d photos have none", path, labels.count(UNKNOWN))
     return labels
 

@@ -115,7 +115,7 @@ def read_clip_table(config: DatasetConfig) -> Dataset:
     folder = Path(config.root) if config.root and config.clips else place.parent
     if kind_at(place) == "crops":
         trials, problems, words = _read_folder(place)
-    elif media.is_clip_name(place.name):
+    elif place.suffix.lower() in media.VIDEO_ENDINGS or media.is_picture(place.name):
         trials, problems, words = [_trial(place.stem, place, "video")], [], {}
     else:
         trials, problems, words = _read_table(place, folder)
@@ -225,7 +225,7 @@ def _read_label_folder(config: DatasetConfig, trials: Mapping[str, Trial]) -> Fr
     count = Counter(last.values())
     keys = {name: name if name in files or count[last[name]] > 1 else last[name] for name in trials}
     classes, labels, problems = read_all({name: files[key] for name, key in keys.items() if key in files},
-                                         [config.classes] if config.classes else (), bare=bool(config.classes))
+                                         [config.classes] if config.classes else ())
     if not classes:
         first = problems[0].message if problems else f"none is named after a clip (clips: {base.shorten_list(trials)})"
         raise InputError(f"no label file of {len(files)} can be used; {first}", where=folder,

@@ -13,17 +13,12 @@ from fercache.media.pictures import PictureFolder, count_pictures, folder_digest
 from fercache.media.source import VIDEO_ENDINGS, Source, check_content, file_digest
 from fercache.media.video import VideoSource, packet_times
 
-__all__ = ["KINDS", "PHOTO_FPS", "VIDEO_ENDINGS", "is_clip_name", "is_picture", "numbered", "open_source",
-           "packet_times", "source_digest"]
+__all__ = ["KINDS", "PHOTO_FPS", "VIDEO_ENDINGS", "is_picture", "numbered", "open_source", "packet_times",
+           "source_digest"]
 
 KINDS = ("video", "crops", "photos")
 
 PHOTO_FPS = 1 / 3600  # photos of a clip are an hour apart, so that no window in seconds joins two of them
-
-
-def is_clip_name(name: str) -> bool:
-    """Return whether a file has the ending of a video or of a picture."""
-    return name[name.rfind("."):].lower() in VIDEO_ENDINGS or is_picture(name)
 
 
 def open_source(path: Path, kind: str, *, crop_fps: float = 30.0, damaged: str = "fail") -> Source:
