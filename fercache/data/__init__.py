@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -86,10 +87,9 @@ def _read(config: DatasetConfig, cache: Path) -> Dataset:
     try:
         return READERS[config.dataset].read(config)
     except InputError as error:
-        try:
+        fits: list[str] = []
+        with suppress(InputError):  # the folder cannot be read, which is what the first error is about
             fits = _fits(scan(Path(config.root), DEPTH)) if config.root else []
-        except InputError:  # the folder cannot be read, which is what the first error is about
-            fits = []
         if not fits or config.dataset in fits:
             raise
         raise InputError(error.what, where=error.where,

@@ -55,14 +55,6 @@ class Listing(NamedTuple):
     notice: str = ""
 
 
-class ListLine(NamedTuple):
-    """A line of a list: clip and label as text, and the number of frames in the line (0 for none)."""
-
-    clip: str
-    label: str
-    stated: int = 0
-
-
 @dataclass
 class FolderVersion:
     """One version of a set's clips: crops of one policy, or videos."""
@@ -203,9 +195,12 @@ def code_of(label: str, classes: Sequence[str], first: int = 0) -> int | None:
 # Sets with lists: a training and a test list, of one split or of each published fold.
 
 
-def read_list(path: Path) -> list[ListLine]:
-    """Return the lines of a list: ``clip,label``, ``clip label`` or ``clip frames label``, with or without a header."""
-    found: list[ListLine] = []
+def read_list(path: Path) -> list[tuple[str, str, int]]:
+    """Return clip, label and number of frames (0 for none) in each line of a list, with or without a header.
+
+    A line is ``clip,label``, ``clip label`` or ``clip frames label``.
+    """
+    found: list[tuple[str, str, int]] = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         delimiter = next((one for one in ",;" if one in line), None)
         parts = [part.strip() for part in line.rsplit(delimiter, 2)]  # from the end: paths may hold blanks
@@ -216,12 +211,12 @@ def read_list(path: Path) -> list[ListLine]:
             else:
                 parts = line.strip().rsplit(None, 1)
         if len(parts) == 2 and parts[0]:
-            found.append(ListLine(parts[0], parts[1], int(frames[:9])))
+            found.append((parts[0], parts[1], int(frames[:9])))
         elif parts:
             raise InputError(f"line {number} is {line[:SHOWN]!r}, not a clip and a label", where=path,
                              hint="download the list again")
     # The first line is a header if its last field is one of these words.
-    return found[1:] if found and found[0].label.casefold() in ("label", "labels", "emotion", "annotation") else found
+    return found[1:] if found and found[0][1].casefold() in ("label", "labels", "emotion", "annotation") else found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,20 +248,21 @@ class ListedSet(ClipLevelSet):
                              hint=f"--fold is one of {', '.join(map(str, numbers))}")
         fold = fold if published else 0
         # The lists of all folds are read, because a clip's own fold is the one whose test list holds it.
-        rows = {key: [(self._name_of(line.clip), line) for line in read_list(path)] for key, path in lists.items()}
+        rows = {key: [(self._name_of(clip), label, stated) for clip, label, stated in read_list(path)]
+                for key, path in lists.items()}
         test_fold = {name: number for (number, split), named in sorted(rows.items()) if split == "test" and number
-                     for name, _ in named}
+                     for name, *_ in named}
         entries: dict[str, ClipEntry] = {}
         problems: list[Issue] = []
         for split in SPLITS:
             if (fold, split) in lists:
                 path, new = lists[fold, split], {}
-                for name, line in rows[fold, split]:
-                    code = code_of(line.label, self.classes, first)
+                for name, label, stated in rows[fold, split]:
+                    code = code_of(label, self.classes, first)
                     if code is None:  # the clip stays, without a label: its features may be wanted
-                        problems.append(base.dropped_label(name, line.label, self.classes, path))
+                        problems.append(base.dropped_label(name, label, self.classes, path))
                     new[name] = ClipEntry(name=name, label=UNKNOWN if code is None else code, split=split,
-                                          stated=line.stated, fold=test_fold.get(name, 0))
+                                          stated=stated, fold=test_fold.get(name, 0))
                 problems += [Issue(where=name, message="in the training list and in the test list",
                                    hint=f"it is used for training only; correct {path}")
                              for name in new if name in entries]

@@ -68,11 +68,10 @@ class Photo:
 def read_fer2013(config: DatasetConfig, cache: Path) -> Dataset:
     """Return FER2013: its training part as train, PublicTest as validation, PrivateTest as test.
 
-    `cache`: the cache folder; links to the photos (from a table: the photos themselves) are written below it.
-
     Reads ``fer2013.csv`` or ``icml_face_data.csv`` (columns emotion, pixels, Usage), or folders of photos by split and
     class. Beside a table, ``fer2013new.csv`` replaces the labels by the majority of FER+'s votes; photos without a
-    majority for one of the seven classes then have no label.
+    majority for one of the seven classes then have no label. `cache`: the cache folder, below which links to the photos
+    (from a table: the photos themselves) are written.
     """
     root = _root(config, "fer2013")
     table = root if root.is_file() else next((root / name for name in TABLE_NAMES if (root / name).is_file()), None)

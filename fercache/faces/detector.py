@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -63,7 +64,7 @@ class Mtcnn:
         if backend == "openvino":
             return cls([_OpenVinoNet(net) for net in layers], min_face_px, torch.device(device))
         library.pnet.pool1 = HalvingPool()  # torch's pooling is slow on channels-last tensors
-        nets = [_TorchNet(net.to(memory_format=torch.channels_last)) for net in layers]
+        nets = [_of_pixels(net.to(memory_format=torch.channels_last)) for net in layers]
         # Other threads run the nets in streams of their own, which do not wait for the copies made here.
         synchronize_device(device)
         return cls(nets, min_face_px, torch.device(device))
@@ -142,17 +143,10 @@ PixelNet: TypeAlias = Callable[[Tensor], Sequence[Tensor]]
 """Pixels (B, h, w, 4), of which the last channel is ignored -> moves, landmarks (third net only) and scores."""
 
 
-class _TorchNet(torch.nn.Module):
-    """One of MTCNN's nets, from pixels on."""
-
-    def __init__(self, net: torch.nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, pixels: Tensor) -> Sequence[Tensor]:
-        # permute alone: the memory stays channels-last, the layout in which the nets run.
-        outputs: Sequence[Tensor] = self.net(((pixels[..., :3] - CENTER) * SCALE).permute(0, 3, 1, 2))
-        return outputs
+def _of_pixels(net: torch.nn.Module) -> PixelNet:
+    """Return one of MTCNN's nets as a function of pixels."""
+    # permute alone: the memory stays channels-last, the layout in which the nets run.
+    return lambda pixels: net(((pixels[..., :3] - CENTER) * SCALE).permute(0, 3, 1, 2))
 
 
 class HalvingPool(torch.nn.Module):
@@ -387,11 +381,15 @@ class Detector:
         detected = [np.empty((0, columns)) for _ in images]
         scale = [min(1.0, self.detect_px / max(image.shape[:2])) if self.detect_px else 1.0 for image in images]
         inputs = [image if by == 1 else _reduced(image, by) for image, by in zip(images, scale, strict=True)]
-        by_size: dict[tuple[int, int], list[int]] = {}
+        by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, image in enumerate(images):
-            by_size.setdefault((image.shape[0], image.shape[1]), []).append(i)
-        batches = [batch for rows in by_size.values()
-                   for batch in self._batches(inputs[rows[0]].shape, scale[rows[0]], rows)]
+            by_size[image.shape[:2]].append(i)
+        batches: list[list[int]] = []
+        for rows in by_size.values():
+            height, width = inputs[rows[0]].shape[:2]
+            if min(height, width) >= self._smallest(scale[rows[0]]):  # else the pyramid has no scale: there is no face
+                step = max(1, min(self.batch, BATCH_PIXELS // (height * width)))
+                batches += [rows[start:start + step] for start in range(0, len(rows), step)]
         results = run(lambda batch: self.net(scale[batch[0]]).detect(np.stack([inputs[i] for i in batch])),
                       batches, self.device)
         for batch, results_of_batch in zip(batches, results, strict=True):
@@ -413,13 +411,6 @@ class Detector:
     def _smallest(self, scale: float) -> int:
         """Return the smallest face to detect, in pixels of MTCNN's input; its first net needs 12."""
         return max(12, round(self.min_face_px * scale))
-
-    def _batches(self, shape: tuple[int, ...], scale: float, rows: list[int]) -> list[list[int]]:
-        """Return the pictures `rows`, all of one size, in batches."""
-        if min(shape[:2]) < self._smallest(scale):  # the pyramid has no scale, so no face can be found
-            return []
-        step = max(1, min(self.batch, BATCH_PIXELS // (shape[0] * shape[1])))
-        return [rows[start:start + step] for start in range(0, len(rows), step)]
 
     def _filtered(self, faces: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Return the faces with a sufficient score, rounded, and their boxes clipped to the picture."""

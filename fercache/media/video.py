@@ -27,6 +27,7 @@ from fercache.errors import ClipError
 from fercache.media.source import MAX_PIXELS, Frame, Source, file_stamp, reading, reason_of
 
 log = logging.getLogger(__name__)
+_log_once = lru_cache(maxsize=4096)(log.info)  # a clip is opened several times
 
 # A time stamp that jumps back this far starts a new part of a joined recording.
 RESTART_S = 1.0
@@ -302,7 +303,7 @@ class VideoSource(Source):
             raise ClipError("a video without a frame that can be decoded", where=path,
                             hint="play the file to see if it is intact; copy or download it again")
         for text in source.traits.values():
-            _log_once(f"{path}: {text}")
+            _log_once("%s: %s", path, text)
         return source
 
     def frames(self, start: int = 0) -> Iterator[Frame]:
@@ -423,12 +424,6 @@ def _traits(container: InputContainer, stream: VideoStream, transfer: int) -> di
     if transfer in HDR:
         traits[IS_HDR] = f"{'PQ' if transfer == PQ else 'HLG'} (HDR) is tone-mapped to BT.709"
     return traits
-
-
-@lru_cache(maxsize=4096)
-def _log_once(text: str) -> None:
-    """Log a line; a clip is opened several times."""
-    log.info("%s", text)
 
 
 def _pixel_shape(stream: VideoStream) -> Fraction:
@@ -641,7 +636,9 @@ def _decoded(container: InputContainer, stream: VideoStream, ending: TruncationC
         try:
             pictures = codec.decode(packet)
         except (av.FFmpegError, ValueError, MemoryError):
-            pictures = _decode_leniently(lenient, packet)
+            pictures = []
+            with suppress(av.FFmpegError, ValueError, MemoryError):
+                pictures = lenient.decode(packet) if lenient is not None else []
             concealed = bool(pictures)
             if counts and not pictures:
                 queue.refuse(packet.pts)
@@ -655,14 +652,6 @@ def _decoded(container: InputContainer, stream: VideoStream, ending: TruncationC
             yield from ((stamp, None, False) for stamp in queue.lost_before(picture.pts))
             yield picture.pts, None if no_scan else picture, concealed
     yield from ((stamp, None, False) for stamp in [None] * queue.unstamped + queue.pop_lost(None))
-
-
-def _decode_leniently(decoder: VideoCodecContext | None, packet: Packet[VideoStream]) -> list[VideoFrame]:
-    """Return the pictures of a refused packet with errors concealed; none without a decoder, or if it refuses too."""
-    try:
-        return decoder.decode(packet) if decoder is not None else []
-    except (av.FFmpegError, ValueError, MemoryError):
-        return []
 
 
 def _packets(container: InputContainer, stream: VideoStream, ending: TruncationCheck) -> Iterator[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
@@ -70,7 +71,7 @@ def open_writer(path: Path, size: tuple[int, int], *, like: Path | None = None, 
         yield add
         out.mux(stream.encode(None))  # the frames in the encoder
         if sound is not None:
-            sound.copy(None)
+            sound.copy()
 
 
 class _SoundCopier:
@@ -82,31 +83,24 @@ class _SoundCopier:
         self._out, self._reencodes = out, self._from.codec_context.name not in out.supported_codecs
         self._to = (out.add_stream("aac", rate=self._from.rate) if self._reencodes
                     else out.add_stream_from_template(self._from))
-        self._packets = source.demux(self._from)
-        self._pending: Any = None
+        # PyAV ends with an empty packet without a time stamp.
+        self._packets = (packet for packet in source.demux(self._from) if packet.dts is not None and packet.size)
+        self._next = self._read()
 
-    def copy(self, until_s: float | None) -> None:
-        """Write the packets that begin up to `until_s` seconds after the first picture; None: all remaining ones."""
-        while (packet := self._next()) is not None:
-            if until_s is not None and float(packet.dts * packet.time_base) - self._origin_s > until_s:
-                self._pending = packet
-                return
-            self._write(packet)
-        if until_s is None and self._reencodes:
+    def copy(self, until_s: float = math.inf) -> None:
+        """Write the packets that begin up to `until_s` seconds after the first picture."""
+        while self._next is not None and float(self._next.dts * self._next.time_base) - self._origin_s <= until_s:
+            self._write(self._next)
+            self._next = self._read()
+        if until_s == math.inf and self._reencodes:
             self._out.mux(self._to.encode(None))
 
-    def _next(self) -> Any:
-        """Return the next packet that holds sound, None at the end."""
-        packet, self._pending = self._pending, None
+    def _read(self) -> Any:
         try:
-            # PyAV ends with an empty packet without a time stamp.
-            while packet is None or packet.dts is None or not packet.size:
-                packet = next(self._packets)
-        except (StopIteration, av.FFmpegError) as error:
-            if not isinstance(error, StopIteration):
-                log.warning("the sound ends early: %s", error)
+            return next(self._packets, None)
+        except av.FFmpegError as error:
+            log.warning("the sound ends early: %s", error)
             return None
-        return packet
 
     def _write(self, packet: Any) -> None:
         shift = round(self._origin_s / packet.time_base)

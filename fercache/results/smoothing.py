@@ -79,10 +79,8 @@ def moving_mean(values: NDArray[Any], counts: Mask, window: WindowReach, *, caus
     """
     sums = CumulativeSums(values, counts, causal=causal)
     seen = sums._number(window) > 0
-    found = sums.mean(window)
-    if seen.all() or not seen.any():
-        return found
-    return np.asarray(found[nearest_row(np.arange(len(seen), dtype=float), seen, causal=causal)])
+    row = nearest_row(np.arange(len(seen), dtype=float), seen, causal=causal)
+    return np.asarray(sums.mean(window)[row])
 
 
 def nearest_row(time_s: Floats, counts: Mask, *, causal: bool = False) -> Rows:

@@ -153,7 +153,7 @@ def _single_file(places: SubmissionPaths, given: io.PredictionsFile, names: labe
                      "--rows template writes the organizers' rows, fills the missing ones and reports them")
     flat = np.concatenate([predicted[trial] for trial in template.trials]).astype(np.int16)
     formats.write_single_file(template, flat, places.out)
-    return template.rows, len(template.trials), (*_report_difference(difference, config), *others)
+    return len(flat), len(template.trials), (*_report_difference(difference, config), *others)
 
 
 def _folder(places: SubmissionPaths, given: io.PredictionsFile, names: labels.LabelMap,
