@@ -257,19 +257,15 @@ def _clips(copies: Iterable[Sequence[Photo]], one_each: bool) -> Iterator[tuple[
 def _link(folder: Path, clips: Sequence[tuple[str, list[Photo]]]) -> None:
     """Make a folder with the numbered files of each clip; a clip's folder that has a file is complete."""
     # Most commands find all of them, also where the cache cannot be written: only then is there something to lock.
-    if all(_has_files(folder / clip) for clip, _ in clips):
+    if all(any((folder / clip).glob("*")) for clip, _ in clips):
         return
     with atomic_io.lock(folder.with_suffix(LOCK_SUFFIX), wait=True):
         for clip, photos in clips:
-            if _has_files(folder / clip):
+            if any((folder / clip).glob("*")):
                 continue
             with atomic_io.making_folder(folder / clip) as temporary:
                 for number, photo in enumerate(photos, 1):
                     _write_photo(photo, temporary, f"{number:05d}")
-
-
-def _has_files(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
 
 
 def _write_photo(photo: Photo, folder: Path, stem: str) -> None:

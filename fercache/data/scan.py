@@ -70,10 +70,8 @@ class Scan:
 
     def clips(self) -> Iterator[tuple[Path, Kind]]:
         """Yield every clip and its kind."""
-        for path in self.videos:
-            yield path, "video"
-        for path in self.crops:
-            yield path, "crops"
+        yield from ((path, "video") for path in self.videos)
+        yield from ((path, "crops") for path in self.crops)
 
 
 def scan(root: Path, depth: int = DEPTH, *more: Path) -> Scan:
@@ -116,13 +114,12 @@ def scan_places(config: DatasetConfig, layout: str, depth: int = DEPTH) -> Scan:
 
 def _passed_over(found: Scan) -> Iterator[Issue]:
     """Yield a note about the files that belong to no clip, and about a folder of pictures that is taken as one clip."""
-    if found.loose.count:
-        yield Issue(kind="passed-over", where=str(found.root), severity="note", hint=FLAT,
-                    message=f"{found.loose.count} pictures belong to no clip and are passed over ({found.loose})")
-    if found.other.count:
-        yield Issue(kind="passed-over", where=str(found.root), severity="note",
-                    hint="a clip is a video file or a folder of numbered pictures; convert other files to MP4",
-                    message=f"{found.other.count} files are no clips and are passed over ({found.other})")
+    other = "a clip is a video file or a folder of numbered pictures; convert other files to MP4"
+    for files, what, hint in ((found.loose, "pictures belong to no clip", FLAT),
+                              (found.other, "files are no clips", other)):
+        if files.count:
+            yield Issue(kind="passed-over", where=str(found.root), severity="note", hint=hint,
+                        message=f"{files.count} {what} and are passed over ({files})")
     for place in {found.root, *found.more}.intersection(found.crops):
         yield Issue(kind="one-clip", where=str(place), severity="note", hint=FLAT,
                     message="its numbered pictures are read as the frames of one clip")

@@ -93,10 +93,10 @@ class _Clusters:
 
     def best_pair(self) -> tuple[int, int] | None:
         """Return the rows of the pair with the largest excess; None where no pair reaches its threshold."""
-        if not self.excess.size:
+        if self.excess.max(initial=-np.inf) < 0:
             return None
-        i, j = divmod(int(self.excess.argmax()), len(self.excess))
-        return (min(i, j), max(i, j)) if self.excess[i, j] >= 0 else None
+        i, j = sorted(divmod(int(self.excess.argmax()), len(self.excess)))
+        return i, j
 
     def join(self, i: int, j: int) -> None:
         """Merge row `j` into row `i`."""
