@@ -24,14 +24,14 @@ DEPTH = 5  # folders down to which a layout is recognized (lists are deeper down
 
 
 class Reader(NamedTuple):
-    """One layout: the function that reads it, and the one that recognizes its folder."""
+    """One layout: the function that reads it, and one whose result is true for a folder of that layout."""
 
     read: Callable[[DatasetConfig], Dataset]
-    matches_layout: Callable[[Scan], bool]
+    matches_layout: Callable[[Scan], object]
 
 
 READERS = {
-    "affwild2": Reader(affwild2.read, affwild2.matches_layout),
+    "affwild2": Reader(affwild2.read, affwild2.find_tracks),
     "mtl": Reader(affwild2.read_mtl, affwild2.matches_mtl),
     **{spec.name: Reader(spec.read, spec.matches_layout)
        for spec in (clip_level.DFEW, clip_level.FERV39K, clip_level.MAFW, clip_level.CKPLUS, clip_level.CREMAD,

@@ -93,12 +93,7 @@ def side_of(trial: str, names: Iterable[str]) -> str:
     return ""
 
 
-def matches_layout(found: Scan) -> bool:
-    """Return whether a folder holds an annotation folder of the expression track."""
-    return bool(_tracks(found))
-
-
-def _tracks(found: Scan) -> list[Path]:
+def find_tracks(found: Scan) -> list[Path]:
     """Return the folders with Train_Set or Validation_Set of an expression track; editions differ in their names."""
     parents = {path.parent for path in found.folders if path.name in SPLITS}
     return sorted(path for path in parents if "expr" in path.name.casefold() or path in (found.root, *found.more))
@@ -106,7 +101,7 @@ def _tracks(found: Scan) -> list[Path]:
 
 def _edition(found: Scan, edition: str) -> Path:
     """Return the one annotation folder to use."""
-    tracks = _tracks(found)
+    tracks = find_tracks(found)
     if not tracks:
         raise InputError("no annotations of Aff-Wild2's expression track", where=found.root, hint=(
             f"expected: {' or '.join(TRACKS)} with Train_Set and Validation_Set, at most 4 folders down; "
