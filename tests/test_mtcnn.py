@@ -14,6 +14,7 @@ from fercache.backbones import facenet
 from fercache.data import demo
 from fercache.faces import detector as detector_module
 from fercache.faces.detector import Detector, HalvingPool, IntegralImage, Mtcnn
+from fercache.faces.tracklets import BOX_STEPS
 
 NOISE_PX = 5e-3
 """Most that a box may differ from the library's; .0002 was seen on sixteen clips."""
@@ -42,7 +43,7 @@ def test_the_backend_changes_no_box_by_more_than_a_step_of_rounding(face_frames:
     """So the store's name does not depend on it."""
     _needs("openvino")
     for one, other in zip(*(Detector(backend=name).detect(face_frames) for name in ("torch", "openvino")), strict=True):
-        np.testing.assert_allclose(one, other, atol=1 / detector_module.BOX_STEPS)
+        np.testing.assert_allclose(one, other, atol=1 / BOX_STEPS)
 
 
 def test_landmarks_are_optional_and_scale_with_the_picture(face_frames: list[np.ndarray]) -> None:

@@ -79,13 +79,12 @@ DEMO = "demo"  # name of the demo: what `--dataset` takes, and its folder in the
 def read_demo(config: DatasetConfig, cache: Path) -> Dataset:
     """Return the demo's trials: clips in the cache, labels from the package."""
     # Reads no clip, so stage two works after the clips are deleted; `fetch_demo_clips` gets them again.
-    stems = {Path(name).stem: name for name in PEOPLE}
-    classes, labels, problems = read_all({stem: ANNOTATIONS / f"{stem}.txt" for stem in stems}, (SEVEN,))
+    clips = {Path(name).stem: name for name in sorted(PEOPLE)}
+    classes, labels, problems = read_all({stem: ANNOTATIONS / f"{stem}.txt" for stem in clips}, (SEVEN,))
     if problems:
         raise InputError(problems[0].message, where=ANNOTATIONS, hint="install fercache again")
     # Several clips show one person, so the group is the person and not the clip.
-    trials = [Trial(name=stem, path=Workspace(cache).clips / stems[stem], kind="video", parent=stem, split="train",
-                    group=PEOPLE[stems[stem]], subject=PEOPLE[stems[stem]], labels=labels[stem])
-              for stem in sorted(stems)]
+    trials = [Trial(name=stem, path=Workspace(cache).clips / clip, kind="video", parent=stem, split="train",
+                    group=PEOPLE[clip], subject=PEOPLE[clip], labels=labels[stem]) for stem, clip in clips.items()]
     return Dataset(name=config.name or DEMO, layout=DEMO, classes=classes, trials=tuple(trials), metric="abaw2",
                    notice=NOTICE)

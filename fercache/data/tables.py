@@ -1,8 +1,6 @@
 """The table layer: CSV and parquet files through pyarrow, as batches of columns, rows of text or pieces of one clip.
 
-A CSV may be separated by commas, semicolons or tabs, may have decimal commas, and may be UTF-8 or UTF-16 with a byte
-order mark. A table that is not what it should be is an InputError. Below the layer: labels of tables as words or
-numbers.
+A table that is not what it should be is an InputError. Below the layer: labels of tables as words or numbers.
 """
 
 from __future__ import annotations
@@ -24,8 +22,7 @@ from numpy.typing import NDArray
 from pyarrow import csv, parquet
 
 from fercache.data.base import UNKNOWN, Issue
-from fercache.data.labels import UTF_16, LabelError, whole_number
-from fercache.data.labels import read as read_labels
+from fercache.data.labels import UTF_16, whole_number
 from fercache.errors import ClipError, InputError
 from fercache.media.source import check_content
 
@@ -93,10 +90,7 @@ def sniff(path: Path) -> Dialect:
 def read_batches(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, Any]]:
     """Yield (line of the first row, `pyarrow.RecordBatch`); the columns of a CSV are text, others have their own types.
 
-    Parameters
-    ----------
-    path : .csv, .csv.gz or .parquet. The header is line 1.
-    columns : the columns to read; all if none is named.
+    `path`: .csv, .csv.gz or .parquet, whose header is line 1. `columns`: those to read; all if none is named.
     """
     # One block of the file is in memory at a time.
     line = 2
@@ -319,14 +313,3 @@ def code(word: str, classes: Sequence[str]) -> int | None:
         return number if 0 <= number < len(classes) else None
     same = [index for index, name in enumerate(classes) if name.casefold() == word.casefold()]
     return same[0] if len(same) == 1 else None
-
-
-def headers(files: Iterable[Path]) -> list[tuple[str, ...]]:
-    """Return the headers of label text files, the most frequent first."""
-    found = Counter[tuple[str, ...]]()
-    for path in files:
-        try:
-            found[read_labels(path).header] += 1
-        except LabelError:
-            continue  # `read_all` reads the file again and reports it with its clip
-    return sorted((header for header in found if header), key=lambda header: (-found[header], header))

@@ -289,7 +289,7 @@ class ClipJob:
         """Return the faces of a block, (n, 6 or 16): row, box, score, landmarks; and pixels. Runs in a pool thread."""
         columns, pixels = self.resources.columns, FacePixels()
         with self.resources.profiler.busy("detect", len(rows)):
-            faces = interpolation.interpolate_faces(images, self.resources, self.detect_every, columns)
+            faces = interpolation.interpolate_faces(images, self.resources.detect, self.detect_every, columns)
         for row, image, boxes in zip(rows, images, faces, strict=True):
             # Augmentations need the pixels around the face too.
             if image is not None and len(boxes) <= MOST_KEPT and self.views == 1:

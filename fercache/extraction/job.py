@@ -322,13 +322,14 @@ class ExtractionJob:
     def extract_clip(self, trial: Trial, pipeline: Any) -> ClipResult | None:
         """Extract and commit one clip with the resources that `run_clips` got; None if another process took it first.
         """
+        # The hash of every byte, by which a later run recognizes a copy of the file. Before the frames are listed: a
+        # picture that is added meanwhile makes the clip a changed one.
+        digest = media.source_digest(trial.path, trial.kind, strict=True)
         source = self.source(trial)
         if self.name(trial) in self.store:
             log.warning("%s: the source file has changed or a person is missing from the store; extracting it again",
                         trial.name)
-        # The hash of every byte, by which a later run recognizes a copy of the file.
-        commit = MultiPersonCommit(trial=trial, store=self.store, source=source.digest(strict=True),
-                                   provenance=pipeline.provenance)
+        commit = MultiPersonCommit(trial=trial, store=self.store, source=digest, provenance=pipeline.provenance)
         selection = PersonSelection(people=people_of(self.store.settings), side=trial.side,
                                     embed_faces=pipeline.embed_faces, open_other=commit.open_other)
         with commit.open_first() as writer:

@@ -21,7 +21,6 @@ from fercache.oof import OofLogits
 from fercache.results.smoothing import (
     Chain,
     CumulativeSums,
-    NearestRow,
     WindowReach,
     chain_posteriors,
     highest,
@@ -71,7 +70,7 @@ class ClipView:
     ----------
     counts : (T,) bool, frames with a face; all frames if there is no face at all. Not so if `causal`: only the end of
         the clip shows that no face comes.
-    filled : for each frame the nearest one that counts.
+    filled : (T,) for each frame the nearest one that counts.
     log_probs : (M, H, C) log-probabilities of the heads at the frames that count.
     time_s : (M,) of the frames that count.
     seen : for each width of `SEEN_S` the share of frames about it that have a face, (M,).
@@ -80,7 +79,7 @@ class ClipView:
     """
 
     counts: NDArray[np.bool_]
-    filled: NearestRow
+    filled: Rows
     log_probs: Floats
     time_s: Floats
     seen: tuple[Floats, ...]
@@ -135,8 +134,8 @@ class ClipView:
         """
         if not len(values):
             return np.zeros((len(self.counts), *values.shape[1:]), values.dtype)
-        spread = values[(np.cumsum(self.counts) - 1)[self.filled.row]]
-        spread[~self.counts[self.filled.row]] = 0
+        spread = values[(np.cumsum(self.counts) - 1)[self.filled]]
+        spread[~self.counts[self.filled]] = 0
         return np.asarray(spread)
 
 

@@ -52,12 +52,12 @@ def render_overlay(source: Path, kind: str, series: ClipPredictions, boxes: NDAr
     written, last = 0, first.image
     with (atomic_io.replacing(out) as temporary,
           open_writer(temporary, canvas.size, like=None if kind != "video" or is_picture(source.name) else source,
-                      fps=fps) as video):
+                      fps=fps) as add_picture):
         for frame in itertools.chain((first,), frames):
             if written == len(boxes):
                 raise _other_clip(source, len(boxes), "more")
             last = frame.image if frame.image is not None else last  # a damaged frame repeats the one before
-            video.add(canvas.draw(last, written, boxes[written]), frame.time_s)
+            add_picture(canvas.draw(last, written, boxes[written]), frame.time_s)
             written += 1
         if series.valid[written:].any():  # rows past the end that have no face: annotations longer than the video
             raise _other_clip(source, len(boxes), f"{written}")
