@@ -28,7 +28,7 @@ def whole_numbers(generator: torch.Generator, *shape: int) -> torch.Tensor:
 
 
 class TinyNet(torch.nn.Module):
-    """Energies of random filters, projected to the shape of each tap; loaded as `InceptionNet` is."""
+    """Energies of random filters, projected to the shape of each tap; loaded as `TorchNet` is."""
 
     @classmethod
     def load(cls, source: object, taps: Sequence[str], **settings: object) -> TinyNet:
@@ -105,7 +105,7 @@ class TinyDetector:
 EYES_NOSE_MOUTH = np.array([[.3, .35], [.7, .35], [.5, .55], [.35, .75], [.65, .75]])
 """Where the tiny detector's landmarks are, as fractions of its box."""
 
-SEAMS = {"cnn": (backbone, "InceptionNet", TinyNet), "detector": (detector, "Mtcnn", TinyDetector)}
+SEAMS = {"cnn": (backbone, "TorchNet", TinyNet), "detector": (detector, "Mtcnn", TinyDetector)}
 """Which name of fercache makes each net, and what takes its place."""
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fercache.backbones.inception import InceptionNet, TorchNet
-from fercache.backbones.onnx import OnnxNet, OpenVinoNet, load_module
+from fercache.backbones.inception import TorchNet
+from fercache.backbones.onnx import OnnxNet, OpenVinoNet
 from fercache.backbones.registry import FACENET, Card
 from fercache.backbones.taps import tap_shapes
 from fercache.backbones.weights.files import Weights
@@ -97,11 +97,8 @@ class Backbone:
             net = OnnxNet.load(weights, taps, device, size, precision=precision, backend=backend)
         elif backend == "openvino":
             net = OpenVinoNet.load(weights, taps, precision=precision, batch=size, threads=torch.get_num_threads())
-        elif weights.net == "facenet":
-            net = InceptionNet.load(weights, taps, precision=precision, device=torch.device(device))
         else:
-            module, shapes = load_module(weights, taps)
-            net = TorchNet(module, shapes, precision, torch.device(device))
+            net = TorchNet.load(weights, taps, precision=precision, device=torch.device(device))
         return cls(net, device, size, precision, weights.card)
 
     def embed(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float16]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from fercache.runtime.atomic_io import json_bytes
 
 VERSION = 2  # format of stores: 1 was fercache 0.1 (its frame table was the array "clock"); 2 names it "frame_table"
 SEGMENT = 1024
@@ -65,7 +66,7 @@ class Grid:
 
 def group_document(attributes: dict[str, Any]) -> bytes:
     """Return the `zarr.json` of a group."""
-    return _document({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+    return json_bytes({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 
 def frame_columns(width: int) -> tuple[str, ...]:
@@ -81,16 +82,12 @@ def array_document(name: str, grid: Grid) -> bytes:
     columns = {"columns": list(frame_columns(grid.shape[1]))} if name == FRAME_TABLE else {}
     # The separator is a dot, so that a chunk is a file and not a tree of folders. The fill value is
     # NaN: other tools must not read a missing chunk as zeros, which are valid features.
-    return _document({
+    return json_bytes({
         "zarr_format": 3, "node_type": "array", "shape": list(grid.shape), "data_type": grid.dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [grid.rows, *grid.shape[1:]]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": "NaN", "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
         "attributes": columns, "storage_transformers": []})
-
-
-def _document(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 # Folder names of clips and taps: reversible, and valid on every file system and in Zarr.
