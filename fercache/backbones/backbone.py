@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,13 +25,8 @@ BATCHES = {"cpu": 16, "cuda": 256}  # default crops per batch, by type of device
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
-class Net(Protocol):
-    """What a Backbone runs: it has the `shapes` of its taps and is called with one batch of the fixed size."""
-
-    shapes: dict[str, tuple[int, ...]]
-
-    def __call__(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Return {tap: (B, ...) float32} of crops (B, S, S, 3)."""
+# What a Backbone runs: it has the `shapes` of its taps, and is called with one batch of the fixed size.
+Net: TypeAlias = OnnxNet | OpenVinoNet | TorchNet
 
 
 def shapes_of(weights: Weights, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -63,6 +58,10 @@ class Backbone:
              batch: int | None = None, backend: str = "torch", native: bool = False) -> Backbone:
         """Return the backbone with these weights.
 
+        Raises InputError for an unknown tap, a missing device, or a device or precision that the backend does not
+        support; MissingExtra if the backend is not installed; WeightsError if the weights were changed, or belong to
+        another net.
+
         Parameters
         ----------
         taps : see `tap_shapes`; for an ONNX model, names of its outputs.
@@ -71,15 +70,6 @@ class Backbone:
         batch : crops per batch; the default depends on the device.
         backend : torch, or openvino (CPUs only).
         native : compute in `precision` even where float32 is faster.
-
-        Raises
-        ------
-        InputError
-            Unknown tap, missing device, or a device or precision that the backend does not support.
-        MissingExtra
-            The backend is not installed.
-        WeightsError
-            The weights were changed, or belong to another net.
         """
         device = resolve_device(device)
         size = batch or BATCHES[torch.device(device).type]

@@ -132,14 +132,8 @@ def import_library(name: str) -> Any:
 def load_library_net(weights: Weights, taps: Sequence[str]) -> Tapped:
     """Return the net of timm or transformers with these weights, in eval mode.
 
-    Raises
-    ------
-    InputError
-        Unknown tap; the message lists the known ones.
-    MissingExtra
-        The library is not installed.
-    WeightsError
-        The library cannot read the weights.
+    Raises InputError for an unknown tap; MissingExtra if the library is not installed; WeightsError if it cannot read
+    the weights.
     """
     try:
         net = (_timm if weights.net == "timm" else _transformers)(weights, taps)

@@ -52,20 +52,15 @@ class OnnxNet:
              backend: str = "torch") -> OnnxNet:
         """Return the model, after a trial run with one batch.
 
+        Raises InputError if a tap is not a value of the model, or onnxruntime does not run this precision; MissingExtra
+        if onnxruntime or openvino is not installed; WeightsError if the file is not an ONNX model, or its input is not
+        a batch of pictures.
+
         Parameters
         ----------
         taps : its outputs or inner values, each also as NAME-3x3, NAME-map, NAME-cls and NAME-tokens. ``pooled`` is
             what its last fully connected layer reads, ``output`` its first output, unless a value has that name.
         backend : torch means onnxruntime here.
-
-        Raises
-        ------
-        InputError
-            A tap is not a value of the model, or onnxruntime does not run this precision.
-        MissingExtra
-            onnxruntime or openvino is not installed.
-        WeightsError
-            The file is not an ONNX model, or its input is not a batch of pictures.
         """
         if backend == "torch" and precision != "float32":
             raise InputError(f"onnxruntime runs float32, not {precision}", where="precision",

@@ -61,11 +61,6 @@ class Nets:
     provenance: dict[str, Any]  # everything that float noise depends on: equal provenance gives equal bytes
     _loading: threading.Lock = field(default_factory=threading.Lock, init=False)
 
-    @property
-    def in_flight(self) -> int:
-        """How many clips at once keep this device busy."""
-        return in_flight(self.device, self.threads)
-
     @cached_property
     def identity(self) -> Backbone | None:
         """The net that gives identity vectors: the backbone if it has that tap, else another copy of it."""
@@ -85,14 +80,9 @@ class Nets:
 
 
 def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
-    """Return detector and CNN, after setting the number of torch's threads.
+    """Return detector and CNN, after setting the number of torch's threads; raises what `Backbone.load` does.
 
     `faces`: mtcnn or cropped.
-
-    Raises
-    ------
-    InputError, MissingExtra, WeightsError
-        As `Backbone.load` raises.
     """
     device, detector = resolve_device(config.device), None
     threads = set_torch_threads(config.threads)

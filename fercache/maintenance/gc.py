@@ -304,7 +304,7 @@ def live_artifacts(cache: Path, stages: Path, typed: Mapping[str, Any]) -> LiveA
         found.keep |= {trial.path.parent for trial in dataset.trials if trial.path.is_relative_to(links)}
         for path in _stores(cache, dataset, recipes):
             found.keep.add(path)
-            store = _open_or_none(path)
+            store = EmbeddingStore.open_or_none(path)
             if store is not None and _is_extracted(store):  # imported clips cannot be computed again: all are needed
                 names = {trial.name for trial in stored_trials(dataset, store).trials}
                 # A clip that cannot be read today is in the issues, not in the trials: its features stay.
@@ -338,7 +338,7 @@ def _stores(cache: Path, dataset: Dataset, stages: Path) -> Iterator[Path]:
         yield Path(str(job.store_path(cache, dataset.name, settings)))
     join = recipe.make_config(TrainConfig, "train-heads", stages, {}).join
     for path in sorted(folder.glob("*.zarr")):
-        store = _open_or_none(path)
+        store = EmbeddingStore.open_or_none(path)
         named = {path.stem, path.stem.rpartition("-")[0], str(path)} & set(join)
         if store is not None and (named or not _is_extracted(store) or store.settings.get("modality") == AUDIO):
             yield path
@@ -347,10 +347,3 @@ def _stores(cache: Path, dataset: Dataset, stages: Path) -> Iterator[Path]:
 def _is_extracted(store: EmbeddingStore) -> bool:
     """Return whether `extract` wrote the store; imports write an integer format."""
     return isinstance(store.settings.get("format"), dict)
-
-
-def _open_or_none(path: Path) -> EmbeddingStore | None:
-    try:
-        return EmbeddingStore.open(path)
-    except StoreError:  # absent, or its root is damaged and `extract` will rewrite it
-        return None

@@ -79,15 +79,6 @@ def settings_of_any_version(path: Location) -> dict[str, Any]:
     return settings
 
 
-def is_root(data: bytes, where: Location) -> bool:
-    """Return whether a store's root can be read."""
-    try:
-        read_root(data, where)
-    except StoreError:
-        return False
-    return True
-
-
 def check_taps(taps: dict[str, tuple[int, ...]]) -> None:
     """Refuse taps that cannot be stored as arrays."""
     if not taps:
@@ -148,15 +139,22 @@ class EmbeddingStore(Mapping[str, Clip]):
         """
         if mode not in ("r", "a"):
             raise InputError(f"mode {mode!r} is neither 'r' nor 'a'", where=path)
-        return cls._open(files_at(path), mode, causal)
-
-    @classmethod
-    def _open(cls, files: StoreFiles, mode: str, causal: bool = False) -> EmbeddingStore:
+        files = files_at(path)
         data = files.get(META)
         if data is None:
             raise StoreError("holds no embedding store", where=files.root,
                              hint="check the path, or run `fercache extract`")
         return cls(files, mode, read_root(data, files.root), causal)
+
+    @classmethod
+    def open_or_none(cls, path: str | Location, *, causal: bool = False, log_level: int = logging.DEBUG
+                     ) -> EmbeddingStore | None:
+        """Return the store at `path` for reading, or None without one that can be read; logs why at `log_level`."""
+        try:
+            return cls.open(path, causal=causal)
+        except StoreError as error:
+            log.log(log_level, "%s", error)
+            return None
 
     @classmethod
     def exists(cls, path: str | Location) -> bool:
@@ -177,11 +175,10 @@ class EmbeddingStore(Mapping[str, Clip]):
         files, settings = files_at(path), normalize_json(settings, "settings")
         check_taps(taps)
         with lock_gate(work_folder(files.root)):
-            root = files.get(META)
-            if root is None or (repair and not is_root(root, files.root)):
+            if files.get(META) is None or (repair and cls.open_or_none(files.root) is None):
                 files.replace(META, root_document(settings, taps))
         atomic_io.durable_step("store.created")
-        store = cls._open(files, "a")
+        store = cls.open(files.root, mode="a")
         store.sweep()
         if (store.settings, store.taps) != (settings, taps):
             differ = [key for key in sorted({*settings, *store.settings})

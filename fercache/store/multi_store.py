@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fercache.config import fingerprint_of
-from fercache.errors import InputError, StoreError
+from fercache.errors import InputError
 from fercache.runtime.uri import Location, as_location
+from fercache.store.clip import Clip
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import META
-from fercache.store.remote import files_at
+from fercache.store.remote import PrefetchedClip, PrefetchingStore, files_at
 
 log = logging.getLogger(__name__)
 
@@ -26,31 +27,6 @@ IMPORTED = "imported"  # key in the settings of a store that `fercache import` m
 JOINED = "joined"  # key in the settings of a `MultiStoreView`: label of a joined store -> its settings
 
 
-class ReadableClip(Protocol):
-    """A clip, as readers of whole clips use it."""
-
-    @property
-    def frames(self) -> int: ...
-    @property
-    def frame_table(self) -> NDArray[np.void]: ...
-    def read(self, tap: str, out: NDArray[np.float16] | None = None) -> NDArray[np.float16]: ...
-
-
-class ReadableStore(Protocol):
-    """A store, as readers of whole clips use it: `EmbeddingStore`, `MultiStoreView` or `PrefetchingStore`."""
-
-    @property
-    def path(self) -> Location: ...
-    @property
-    def settings(self) -> dict[str, Any]: ...
-    @property
-    def taps(self) -> dict[str, tuple[int, ...]]: ...
-    def __contains__(self, clip: object) -> bool: ...
-    def __getitem__(self, clip: str) -> ReadableClip: ...
-    def digest(self) -> str: ...
-    def prefetch(self, names: Sequence[str], taps: Sequence[str]) -> ReadableStore: ...
-
-
 class MultiStoreView:
     """A store and its siblings as one store, with the clips and the frame tables of the first."""
     # Rows are matched by frame number. A frame that a sibling lacks gets zeros, like a frame without a face. Frames
@@ -58,10 +34,13 @@ class MultiStoreView:
 
     def __init__(self, base: ReadableStore, others: dict[str, ReadableStore]) -> None:
         self.base, self.others = base, others
-        self.path, self.causal = base.path, isinstance(base, EmbeddingStore) and base.causal
+        self.path: Location = base.path
+        self.causal = isinstance(base, EmbeddingStore) and base.causal
         self._sources = {f"{name}{SEPARATOR}{tap}": (name, tap) for name, other in others.items() for tap in other.taps}
-        self.taps = base.taps | {tap: others[name].taps[theirs] for tap, (name, theirs) in self._sources.items()}
-        self.settings = {**base.settings, JOINED: {name: other.settings for name, other in sorted(others.items())}}
+        joined = {tap: others[name].taps[theirs] for tap, (name, theirs) in self._sources.items()}
+        self.taps: dict[str, tuple[int, ...]] = base.taps | joined
+        self.settings: dict[str, Any] = {
+            **base.settings, JOINED: {name: other.settings for name, other in sorted(others.items())}}
 
     def __repr__(self) -> str:
         return f"<MultiStoreView {self.path} with {', '.join(self.others)}>"
@@ -122,6 +101,10 @@ class MultiStoreClip:
         return values
 
 
+ReadableStore: TypeAlias = EmbeddingStore | MultiStoreView | PrefetchingStore
+ReadableClip: TypeAlias = Clip | MultiStoreClip | PrefetchedClip
+
+
 def clip_identity(store: EmbeddingStore | MultiStoreView, clip: str) -> list[Any]:
     """Return what the digest covers of one clip: of a view, that of the clip in each of its stores."""
     if isinstance(store, EmbeddingStore):
@@ -133,14 +116,9 @@ def clip_identity(store: EmbeddingStore | MultiStoreView, clip: str) -> list[Any
 
 def siblings(base: Location, causal: bool = False) -> list[EmbeddingStore]:
     """Return the stores beside the one at `base` that can be read, itself excluded."""
-    folder, found = base.parent, []
-    for entry in files_at(folder).folders():
-        if entry.endswith(".zarr") and entry != base.name:
-            try:
-                found.append(EmbeddingStore.open(folder / entry, causal=causal))
-            except StoreError as error:  # a killed `extract` leaves a folder without a root
-                log.debug("%s", error)
-    return found
+    places = [base.parent / entry for entry in files_at(base.parent).folders() if entry.endswith(".zarr")]
+    stores = [EmbeddingStore.open_or_none(place, causal=causal) for place in places if place != base]
+    return [store for store in stores if store is not None]  # a killed `extract` leaves a folder without a root
 
 
 def join_stores(base: EmbeddingStore, names: Sequence[str], taps: Sequence[str]) -> tuple[ReadableStore,

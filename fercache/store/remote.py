@@ -247,14 +247,12 @@ class RemoteStoreFiles:
             raise StoreError("cannot be written: there is no such place", where=self.root / key,
                              hint="check the name of the bucket: fercache does not create buckets")
 
-    def fsync(self, keys: Iterable[str], *others: Path) -> None:
-        """Return when every upload has finished and `others`, which are local, have reached the disk."""
+    def fsync(self, keys: Iterable[str]) -> None:
+        """Return when every upload has finished."""
         uploads, self._uploads = self._uploads, []
         wait(uploads)
         for upload in uploads:
             upload.result()
-        if others:
-            atomic_io.fsync_all(others)
 
     @contextmanager
     def fsyncing(self) -> Iterator[Callable[[Location], None]]:
@@ -272,7 +270,8 @@ class RemoteStoreFiles:
             wait(self._uploads)
             self._uploads = []
             raise
-        self.fsync((), *local)
+        self.fsync(())
+        atomic_io.fsync_all(local)
 
     def replace(self, key: str, data: bytes) -> None:
         """Upload `data` to `key`, completely or not at all."""

@@ -25,7 +25,6 @@ from fercache.store.journal import (
     Journal,
     JournalRecord,
     JournalState,
-    RowRange,
     SegmentRecord,
     read_journal_state,
 )
@@ -153,19 +152,19 @@ class ClipWriter:
         self.detected, self._detections = state.detected, state.detections
         if state.frame_table is not None and (chunks := self._read_intact(state.frame_table)) is not None:
             rows = np.frombuffer(b"".join(chunks), "<f8").reshape(-1, self.job.columns)
-            self._frame_table = rows[:state.frame_table.stop].astype(np.float64)  # drops the padding
+            self._frame_table = rows[:state.frame_table.rows[1]].astype(np.float64)  # drops the padding
         for segment in state.segments:
-            if segment.start != self.written or self._read_intact(segment) is None:
+            if segment.rows[0] != self.written or self._read_intact(segment) is None:
                 break
-            self.written = segment.stop
+            self.written = segment.rows[1]
         atomic_io.durable_step("resume.read")
 
-    def _read_intact(self, rows: RowRange) -> list[bytearray] | None:
+    def _read_intact(self, record: FrameTableRecord | SegmentRecord) -> list[bytearray] | None:
         """Return the bytes of the chunks, which count as written; None if one is missing or has changed."""
         contents = []
-        for name, digests in rows.chunks.items():
-            grid = self.job.grid(name, rows.stop)
-            chunks = _chunks_of(grid, rows.start, rows.stop)
+        for name, digests in record.chunks.items():
+            grid = self.job.grid(name, record.rows[1])
+            chunks = _chunks_of(grid, *record.rows)
             if len(chunks) != len(digests):
                 return None
             for chunk, digest in zip(chunks, digests, strict=True):
@@ -174,7 +173,7 @@ class ClipWriter:
                 if not complete or hashlib.sha256(data).hexdigest() != digest:
                     return None
                 contents.append(data)
-        for name, digests in rows.chunks.items():
+        for name, digests in record.chunks.items():
             self._chunks[name] += digests
         return contents
 

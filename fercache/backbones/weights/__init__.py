@@ -325,14 +325,10 @@ class WeightsInfo:
 def resolve_weights(name: str, folder: Path) -> Weights:
     """Return the weights called `name` from disk; never downloads.
 
-    Raises InputError if a card has a key or a value that is not allowed; WeightsError if the weights are missing, or
-    belong to another net.
-
-    Parameters
-    ----------
-    name : a key of KNOWN_WEIGHTS, the name of a card, the path of a .safetensors, .pt or .pth file, ``onnx:PATH``,
-        ``timm:NAME`` or ``hf:REPO`` (or their folder).
-    folder : folder of stored weights; a file of the user's is converted into it once.
+    `name`: a key of KNOWN_WEIGHTS, the name of a card, the path of a .safetensors, .pt or .pth file, ``onnx:PATH``,
+    ``timm:NAME`` or ``hf:REPO`` (or their folder). `folder`: of stored weights; a user's file is converted into it
+    once. Raises InputError if a card has a key or a value that is not allowed; WeightsError if the weights are missing,
+    or belong to another net.
     """
     # Reads the JSON metadata and compares the file's size only, without torch. The digest of the tensors is checked
     # whenever they are loaded.
@@ -351,17 +347,6 @@ def is_facenet(name: str) -> bool:
     return known.net == "facenet" if known else Path(name).suffix in SUFFIXES and name.partition(":")[0] not in PREFIXES
 
 
-def ensure_weights(name: str, folder: Path) -> Weights:
-    """Return the weights called `name`; downloads known ones on first use.
-
-    Raises
-    ------
-    WeightsError
-        As `resolve_weights` and `download_weights`.
-    """
-    return download_weights(name, folder) if name in KNOWN_WEIGHTS else _resolve_other(name, folder, download=True)
-
-
 def _resolve_other(name: str, folder: Path, download: bool) -> Weights:
     """Return weights that are not in KNOWN_WEIGHTS."""
     if name in card_names(folder):
@@ -369,11 +354,11 @@ def _resolve_other(name: str, folder: Path, download: bool) -> Weights:
     return resolve_prefixed(name, download) if name.partition(":")[0] in PREFIXES else resolve_own(name, folder)
 
 
-def download_weights(name: str, folder: Path) -> Weights:
-    """Return the known weights called `name`, downloaded and converted on first use.
+def ensure_weights(name: str, folder: Path) -> Weights:
+    """Return the weights called `name` as `resolve_weights` does; known ones are downloaded on first use.
 
-    Raises WeightsError if the name is unknown, or the download failed, was truncated or has another digest (no file
-    remains); InputError if the folder cannot be written.
+    Raises WeightsError also if the download failed, was truncated or has another digest (no file remains); InputError
+    also if the folder cannot be written.
     """
     # Of two processes that need the same weights, one downloads and the other waits.
     if name not in KNOWN_WEIGHTS:

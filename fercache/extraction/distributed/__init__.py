@@ -110,4 +110,4 @@ class LaunchPlan:
             from fercache.extraction.distributed.processes import ProcessPool
 
             return ProcessPool(workers, self.ends_s)
-        return job.run_here
+        return job.ExtractionJob.run_all
