@@ -19,7 +19,7 @@ from fercache.backbones import facenet
 from fercache.backbones.dlib import load_dlib
 from fercache.backbones.library import load_library_net, pooled, wrong_size
 from fercache.backbones.registry import CALIBRATION
-from fercache.backbones.taps import BLOCKS, CROP_PX, EMBEDDING, block_of, tap_shapes
+from fercache.backbones.taps import BLOCKS, CROP_PX, EMBEDDING, split_tap, tap_shapes
 from fercache.backbones.weights import files
 from fercache.errors import FercacheError
 from fercache.runtime.devices import synchronize_device
@@ -40,7 +40,7 @@ class TappedInception(nn.Module):
 
     def __init__(self, net: facenet.InceptionResnetV1, taps: Sequence[str]) -> None:
         super().__init__()
-        self.outputs = {tap: block_of(tap) for tap in taps}
+        self.outputs = {tap: split_tap(tap) for tap in taps}
         blocks = [STEPS.index(block) for block, _ in self.outputs.values() if block != EMBEDDING]
         depth = len(STEPS) if EMBEDDING in taps else 1 + max(blocks)
         self.names = STEPS[:depth]

@@ -266,8 +266,8 @@ class ExtractionJob:
             if not elsewhere:
                 return
             if not logged:
-                log.info("waiting for clips of another process: %s%s", elsewhere[0].name,
-                         f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else "")
+                log.info("waiting for clips of another process: %s",
+                         base.shorten_list((trial.name for trial in elsewhere), 1))
                 logged = True
             while not self.cancel.is_cancelled and all(map(is_locked, elsewhere)):
                 time.sleep(POLL_S)

