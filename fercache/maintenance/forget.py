@@ -16,10 +16,11 @@ from fercache.data.base import people_of
 from fercache.errors import InputError, StoreError
 from fercache.oof import OofLogits, open_oof
 from fercache.runtime import atomic_io
-from fercache.store.embedding_store import INDEX, EmbeddingStore, read_index, settings_of_any_version
-from fercache.store.layout import decode_name, encode_name
+from fercache.store.embedding_store import INDEX, EmbeddingStore, read_index
+from fercache.store.layout import META, decode_name, encode_name
 from fercache.store.local import LocalStoreFiles
 from fercache.store.locks import work_folder
+from fercache.store.manifest import verify_checksum
 from fercache.workspace import CURRENT, FEATURES, HEADS, LOGITS, STACK, Workspace
 
 # In the order of removal: logits name the clip, so `forget` still finds it if it was killed before they went.
@@ -125,9 +126,10 @@ def people_in(folder: Path, clip: str) -> set[str]:
     """Return the names of the people of a clip, such as ``CLIP#1``, in the stores of a data set."""
     names: set[str] = set()
     for path in _stores(folder):
-        try:
-            people = people_of(settings_of_any_version(path))
-        except StoreError:
+        try:  # of a store of another format too: its people must go as well
+            root = verify_checksum(LocalStoreFiles(path).get(META) or b"", path / META, any_version=True)
+            people = people_of(dict(root["settings"]))
+        except (StoreError, KeyError, TypeError, ValueError):
             continue
         if people != "main":
             stored = {decode_name(name) or "" for name in LocalStoreFiles(path).folders()}

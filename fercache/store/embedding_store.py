@@ -20,18 +20,7 @@ from fercache.store.journal import Journal
 from fercache.store.layout import FRAME_TABLE, META, encode_name
 from fercache.store.local import FileStamp, StoreSize
 from fercache.store.locks import hold_lease, lock_gate, work_folder
-from fercache.store.manifest import (
-    EXTRACT_AGAIN_HINT,
-    ClipManifest,
-    StoreRoot,
-    damaged,
-    normalize_json,
-    read_manifest,
-    read_record,
-    same_source,
-    verify_checksum,
-    with_checksum,
-)
+from fercache.store.manifest import ClipManifest, StoreRoot, damaged, normalize_json, read_manifest, same_source
 from fercache.store.remote import PrefetchingStore, StoreFiles, files_at
 from fercache.store.writer import ClipWriter, WriterJob, check_case_collision
 
@@ -45,48 +34,6 @@ per clip."""
 INDEX_AFTER = 8
 """Manifests that are read one by one first: a reader of a clip or two need not read the index of thousands."""
 DIGEST_BYTES = hashlib.sha256().digest_size
-REBUILD_HINT = "run `fercache extract` with the same settings: it writes the root anew and keeps the clips"
-
-
-def root_document(settings: dict[str, Any], taps: dict[str, tuple[int, ...]]) -> bytes:
-    """Return the `zarr.json` of a store's root."""
-    return with_checksum(StoreRoot(settings=settings, fingerprint=fingerprint_of(settings), taps=taps))
-
-
-def read_root(data: bytes, where: Location) -> StoreRoot:
-    """Return the record in the root's `zarr.json`."""
-    try:
-        root = read_record(data, where / META, StoreRoot)
-        check_taps(root.taps)
-    except InputError as error:
-        raise StoreError(f"is not an embedding store of fercache ({error.what})", where=where / META,
-                         hint=REBUILD_HINT) from error
-    except StoreError as error:
-        # A store of another format keeps its hint: none of its clips can be kept.
-        hint = error.hint if error.hint == EXTRACT_AGAIN_HINT else REBUILD_HINT
-        raise StoreError(error.what, where=where / META, hint=hint) from error
-    return root
-
-
-def settings_of_any_version(path: Location) -> dict[str, Any]:
-    """Return a store's settings whatever its format version, so that `forget` also reaches older stores.
-
-    Raises StoreError if there is no intact root.
-    """
-    settings = verify_checksum(files_at(path).get(META) or b"", path / META, any_version=True).get("settings")
-    if not isinstance(settings, dict):
-        raise damaged("the root holds no settings", path / META)
-    return settings
-
-
-def check_taps(taps: dict[str, tuple[int, ...]]) -> None:
-    """Refuse taps that cannot be stored as arrays."""
-    if not taps:
-        raise InputError("a store needs at least one tap")
-    for name, shape in taps.items():
-        if name == FRAME_TABLE or not shape or min(shape) < 1:
-            raise InputError(f"tap {name!r} of shape {shape} cannot be stored",
-                             hint=f"shapes are positive, and {FRAME_TABLE!r} is the name of the frame table")
 
 
 def read_index(path: Path) -> dict[str, tuple[FileStamp, ClipManifest]]:
@@ -144,7 +91,7 @@ class EmbeddingStore(Mapping[str, Clip]):
         if data is None:
             raise StoreError("holds no embedding store", where=files.root,
                              hint="check the path, or run `fercache extract`")
-        return cls(files, mode, read_root(data, files.root), causal)
+        return cls(files, mode, StoreRoot.read(data, files.root / META), causal)
 
     @classmethod
     def open_or_none(cls, path: str | Location, *, causal: bool = False, log_level: int = logging.DEBUG
@@ -173,10 +120,10 @@ class EmbeddingStore(Mapping[str, Clip]):
         JSON, or a tap has no shape.
         """
         files, settings = files_at(path), normalize_json(settings, "settings")
-        check_taps(taps)
+        root = StoreRoot(settings=settings, fingerprint=fingerprint_of(settings), taps=taps)
         with lock_gate(work_folder(files.root)):
             if files.get(META) is None or (repair and cls.open_or_none(files.root) is None):
-                files.replace(META, root_document(settings, taps))
+                files.replace(META, root.document())
         atomic_io.durable_step("store.created")
         store = cls.open(files.root, mode="a")
         store.sweep()
@@ -283,7 +230,7 @@ class EmbeddingStore(Mapping[str, Clip]):
 
     def document(self) -> bytes:
         """Return the `zarr.json` of the store's root."""
-        return root_document(self.settings, self.taps)
+        return StoreRoot(settings=self.settings, fingerprint=self.fingerprint, taps=self.taps).document()
 
     def digest(self) -> str:
         """Return the sha256 (hex) over clips, frames and arrays: equal features give equal digests.

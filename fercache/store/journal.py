@@ -17,7 +17,6 @@ from fercache.runtime import atomic_io
 from fercache.store.layout import FRAME_TABLE, VERSION
 from fercache.store.manifest import MAX_METADATA_BYTES
 
-DETECTION_COLUMNS = 6  # row, box and score; then the landmarks, if the frame table has them
 MAX_JOURNAL_BYTES = 16 * MAX_METADATA_BYTES
 
 
@@ -69,28 +68,30 @@ class JournalState:
     frame_table: FrameTableRecord | None = None  # if it was set
     segments: list[SegmentRecord] = field(default_factory=list)  # rows of features, in order
 
+    @classmethod
+    def of(cls, records: Iterable[JournalRecord], taps: Sequence[str], columns: int) -> JournalState | None:
+        """Return the sum of the records after the first; None if a writer of `taps` does not write such records.
 
-def read_journal_state(records: Iterable[JournalRecord], taps: Sequence[str], columns: int = DETECTION_COLUMNS
-                       ) -> JournalState | None:
-    """Return the sum of the records after the first; None if a writer of `taps` does not write such records."""
-    state = JournalState()
-    try:
-        for record in records:
-            match record:
-                case DetectionRecord():
-                    rows = np.frombuffer(record.rows, "<f8").reshape(-1, columns)
-                    state.detections.append(rows.astype(np.float64))
-                    state.detected = record.detected
-                case FrameTableRecord(rows, chunks) if 0 <= rows[0] < rows[1] and chunks.keys() == {FRAME_TABLE}:
-                    state.frame_table = record
-                case SegmentRecord(rows, chunks) if 0 <= rows[0] < rows[1] and chunks.keys() == {*taps}:
-                    # A resumed writer that found a damaged segment wrote it again, and all those after it.
-                    state.segments = [*(part for part in state.segments if part.rows[0] < rows[0]), record]
-                case _:
-                    return None
-    except ValueError:
-        return None
-    return state
+        `columns`: of detections: row, box and score; then the landmarks, if the frame table has them.
+        """
+        state = cls()
+        try:
+            for record in records:
+                match record:
+                    case DetectionRecord():
+                        rows = np.frombuffer(record.rows, "<f8").reshape(-1, columns)
+                        state.detections.append(rows.astype(np.float64))
+                        state.detected = record.detected
+                    case FrameTableRecord(rows, chunks) if 0 <= rows[0] < rows[1] and chunks.keys() == {FRAME_TABLE}:
+                        state.frame_table = record
+                    case SegmentRecord(rows, chunks) if 0 <= rows[0] < rows[1] and chunks.keys() == {*taps}:
+                        # A resumed writer that found a damaged segment wrote it again, and all those after it.
+                        state.segments = [*(part for part in state.segments if part.rows[0] < rows[0]), record]
+                    case _:
+                        return None
+        except ValueError:
+            return None
+        return state
 
 
 class Journal:

