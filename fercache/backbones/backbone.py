@@ -20,7 +20,6 @@ from fercache.runtime.devices import bf16_pays, map_threads, resolve_device
 
 log = logging.getLogger(__name__)
 
-
 BATCHES = {"cpu": 16, "cuda": 256}  # default crops per batch, by type of device
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 

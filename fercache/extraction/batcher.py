@@ -1,7 +1,4 @@
-"""Batches the crops of several clips for the CNN, and returns the values to each clip's rows.
-
-`put` and `wait` raise Cancelled when the run is cancelled.
-"""
+"""Batches the crops of several clips for the CNN; `put` and `wait` raise Cancelled when the run is cancelled."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What all clips of a run share: the nets, threads, batches, memory, profiler and progress bar.
-
-`acquire` and `detect` raise Cancelled when the run is cancelled.
-"""
+"""What all clips of a run share; `acquire` and `detect` raise Cancelled when the run is cancelled."""
 
 from __future__ import annotations
 

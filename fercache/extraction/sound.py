@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,18 +64,6 @@ TICK = RATE // 100  # samples of the steps in which the level and the gaps of th
 BLOCK_S = 20
 """Seconds that a net reads at once, on a grid that starts with the clip: a resumed clip has the same blocks."""
 ROWS = 128  # rows that are averaged at once; it divides SEGMENT
-
-
-class SoundNet(Protocol):
-    """Features of sound, a row for each `hop` samples; the first is centered `offset` samples after the start."""
-
-    hop: int
-    offset: int
-    context_s: float  # seconds of sound before and after that a row depends on
-    spread: bool  # whether a frame gets the standard deviation over its window beside the mean
-
-    def __call__(self, samples: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """Return tap -> (H, D) of samples (S,) from -1 to 1."""
 
 
 # Log-mel bands. torch and torchvision have no mel filters; torchaudio has, but no release of it fits the pinned torch;
@@ -180,6 +168,12 @@ class HfSound:
         last = len(out.hidden_states) - 1
         return {tap: (out.last_hidden_state if layer == last else out.hidden_states[layer])[0].float().cpu().numpy()
                 for tap, layer in self.layers.items()}
+
+
+# Called with samples (S,) from -1 to 1, a net returns tap -> (H, D): a row for each `hop` samples, the first of which
+# is centered `offset` samples after the start. A row depends on `context_s` seconds of sound before and after. With
+# `spread`, a frame gets the standard deviation over its window beside the mean.
+SoundNet: TypeAlias = LogMel | EGemaps | HfSound
 
 
 def with_typed(config: ExtractConfig, typed: Mapping[str, Any], for_sound: bool) -> ExtractConfig:

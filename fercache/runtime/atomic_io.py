@@ -1,7 +1,4 @@
-"""Files that are complete or absent: temporary sibling, fsync, rename, fsync of the folder.
-
-No other module replaces a file.
-"""
+"""Files that are complete or absent: a temporary sibling, synced and renamed. No other module replaces a file."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ class Tap:
         view = rows.reshape(-1).view(np.uint8).data
         size, grid = self.grid.row_bytes, self.grid
         parts = []
-        for chunk in range(start // grid.rows, -(-stop // grid.rows) if stop > start else start // grid.rows):
+        for chunk in grid.chunks(start, stop):
             low, high = max(start, chunk * grid.rows), min(stop, (chunk + 1) * grid.rows)
             parts.append((f"{self.key}/{grid.file(chunk)}", view[(low - start) * size:(high - start) * size],
                           (low - chunk * grid.rows) * size))

@@ -26,7 +26,6 @@ from fercache.store.writer import ClipWriter, WriterJob, check_case_collision
 
 log = logging.getLogger(__name__)
 
-
 JOURNAL_SUFFIX = ".journal"
 INDEX = "manifests.index"
 """File in a local store's work folder: the manifests that were read, so that the next process reads one file, not one

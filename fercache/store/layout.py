@@ -63,6 +63,10 @@ class Grid:
         """Return the file names of all chunks, in the order of rows."""
         return [self.file(chunk) for chunk in range(self.count)]
 
+    def chunks(self, start: int, stop: int) -> range:
+        """Return the chunks that hold rows `start` to `stop`."""
+        return range(start // self.rows, math.ceil(stop / self.rows) if stop > start else start // self.rows)
+
 
 def group_document(attributes: dict[str, Any]) -> bytes:
     """Return the `zarr.json` of a group."""

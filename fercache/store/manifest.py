@@ -1,8 +1,4 @@
-"""The metadata that fercache writes into a store: JSON records with a checksum, which readers verify.
-
-`ClipManifest` describes one committed clip, and `StoreRoot` the store. Each is an attribute of its Zarr group. Reading
-raises StoreError where a byte has changed, fercache did not write the record, or its format has another version.
-"""
+"""The metadata that fercache writes into a store: JSON records with a checksum, which readers verify."""
 
 from __future__ import annotations
 

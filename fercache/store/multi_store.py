@@ -21,7 +21,6 @@ from fercache.store.remote import PrefetchedClip, PrefetchingStore, files_at
 
 log = logging.getLogger(__name__)
 
-
 SEPARATOR = "/"
 VIEWS_SUFFIX = "_views"
 IMPORTED = "imported"  # key in the settings of a store that `fercache import` made

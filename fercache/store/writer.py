@@ -154,7 +154,7 @@ class ClipWriter:
         contents = []
         for name, digests in record.chunks.items():
             grid = self.job.grid(name, record.rows[1])
-            chunks = _chunks_of(grid, *record.rows)
+            chunks = grid.chunks(*record.rows)
             if len(chunks) != len(digests):
                 return None
             for chunk, digest in zip(chunks, digests, strict=True):
@@ -242,7 +242,7 @@ class ClipWriter:
             for name, value in values.items():
                 # Fewer than CHUNK rows can only be a whole clip, so the chunk length that follows from `stop` is right.
                 grid = self.job.grid(name, stop)
-                chunks = _chunks_of(grid, start, stop)
+                chunks = grid.chunks(start, stop)
                 for chunk, data in zip(chunks, _blocks(value, grid), strict=True):
                     key = self.job.key(name, grid.file(chunk))
                     self.files.write(key, data)
@@ -311,11 +311,6 @@ def check_embedded(table: NDArray[np.float64], clip: str) -> None:
     if (((begins | ends) & seen & (embedded == 0)).any() or not np.isin(embedded, (0, 1)).all()):
         raise InputError("the first or last frame of an unbroken run is not embedded", where=clip,
                          hint="embed both ends of every run of frames with the same track")
-
-
-def _chunks_of(grid: Grid, start: int, stop: int) -> range:
-    """Return the chunks that hold rows `start` to `stop`; `start` begins one."""
-    return range(start // grid.rows, -(-stop // grid.rows))
 
 
 def _blocks(value: NDArray[Any], grid: Grid) -> Iterator[memoryview]:

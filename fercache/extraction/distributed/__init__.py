@@ -6,9 +6,9 @@ Open this file first: `LaunchPlan` chooses among `shard.py`, `processes.py` and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from math import inf
 from pathlib import Path
 
@@ -85,14 +85,11 @@ class LaunchPlan:
 
             device, threads = devices.assign_gpu(config.device, config.threads, *self.local_rank)
             config = replace(config, device=device, threads=threads)
-        stop = partial(run_control.over, self.ends_s)
-        if audio:
-            return sound.extract_sound(dataset, config, cache, features, engine=self._engine(), failures=failures,
-                                       stop=stop)
-        report = job.extract_dataset(dataset, config, cache, features, engine=self._engine(), failures=failures,
-                                     stop=stop)
+        extract: Callable[..., ExtractReport] = sound.extract_sound if audio else job.extract_dataset
+        report = extract(dataset, config, cache, features, engine=self._engine(), failures=failures,
+                         stop=lambda: time.time() >= self.ends_s)
         # A complete run over all clips replaces what the shards reported.
-        if self.shard is None and not report.count("left"):
+        if not (audio or self.shard or report.count("left")):
             forget_lists(report.failures_at.parent)
         return report
 

@@ -24,7 +24,6 @@ from fercache.runtime.progress import ProgressBar, progress_bar
 
 log = logging.getLogger(__name__)
 
-
 CONNECT_S = 20.0
 # How often a clip is submitted again after an error of the worker, such as a full disk.
 RETRIES = 2

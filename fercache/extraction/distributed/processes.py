@@ -27,7 +27,7 @@ from fercache.data.base import Trial
 from fercache.errors import BrokenOff, InputError
 from fercache.extraction.distributed.shard import largest_first
 from fercache.extraction.job import ClipResult, ExtractionJob
-from fercache.extraction.run_control import CancelToken, never_cancelled, over
+from fercache.extraction.run_control import CancelToken, never_cancelled
 from fercache.runtime import devices
 from fercache.runtime.progress import ProgressBar, progress_bar
 from fercache.runtime.uri import Location
@@ -85,7 +85,7 @@ class JobSpec:
         device, threads = devices.assign_gpu(self.config.device, self.config.threads, local_rank, self.local_ranks)
         return self.kind(replace(self.config, device=device, threads=threads),
                          EmbeddingStore.open(self.store, mode="a"), self.faces, self.cnn,
-                         cancel=CancelToken(lambda: stop() or over(self.ends_s)), **self.fields)
+                         cancel=CancelToken(lambda: stop() or time.time() >= self.ends_s), **self.fields)
 
 
 def without_labels(trials: Sequence[Trial]) -> list[Trial]:
