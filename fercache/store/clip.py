@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from fercache.errors import InputError, NotInStore
 from fercache.store.layout import EMBEDDED, FRAME_TABLE, SEGMENT, Grid, encode_name, frame_columns
 from fercache.store.manifest import ClipManifest, damaged
-
-if TYPE_CHECKING:
-    from fercache.store.remote import StoreFiles
+from fercache.store.remote import StoreFiles
 
 
 @cache

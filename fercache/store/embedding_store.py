@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from fercache.store.layout import FRAME_TABLE, META, encode_name
 from fercache.store.local import FileStamp, StoreSize
 from fercache.store.locks import hold_lease, lock_gate, work_folder
 from fercache.store.manifest import ClipManifest, StoreRoot, damaged, normalize_json, read_manifest, same_source
-from fercache.store.remote import PrefetchingStore, StoreFiles, files_at
+from fercache.store.remote import StoreFiles, files_at
 from fercache.store.writer import ClipWriter, WriterJob, check_case_collision
 
 log = logging.getLogger(__name__)
@@ -241,13 +241,10 @@ class EmbeddingStore(Mapping[str, Clip]):
             self._digest = fingerprint_of([self.manifest(clip).identity() for clip in self])
         return self._digest
 
-    def prefetch(self, names: Sequence[str], taps: Sequence[str]) -> EmbeddingStore | PrefetchingStore:
-        """Return the store for a reader of these taps of whole clips in this order; a remote one is read ahead."""
-        if not self.files.is_remote:
-            return self
-        clips = list(dict.fromkeys(names))
-        manifests = self.files.in_parallel(self.manifest, clips)
-        return PrefetchingStore(self, dict(zip(clips, manifests, strict=True)), taps)
+    @property
+    def readers(self) -> int:
+        """The number of threads that read whole clips fastest."""
+        return self.files.readers
 
     def size(self) -> StoreSize:
         """Return bytes and number of files on disk."""

@@ -45,6 +45,7 @@ class LocalStoreFiles:
     """Files under a folder, by keys such as ``clip/block8/c.0.0``."""
 
     root: Path
+    readers: ClassVar = READERS
     is_remote: ClassVar = False
     """Whether a call is a network request: callers send many at once, and a file appears whole or not at all."""
 

@@ -17,7 +17,7 @@ from fercache.runtime.uri import Location, as_location
 from fercache.store.clip import Clip
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import META
-from fercache.store.remote import PrefetchedClip, PrefetchingStore, files_at
+from fercache.store.remote import files_at
 
 log = logging.getLogger(__name__)
 
@@ -57,14 +57,10 @@ class MultiStoreView:
         return fingerprint_of([self.base.digest(),
                                [[name, other.digest()] for name, other in sorted(self.others.items())]])
 
-    def prefetch(self, names: Sequence[str], taps: Sequence[str]) -> MultiStoreView:
-        """Return the same view for reading in the order of `names`; remote stores are read ahead."""
-        own = [tap for tap in taps if tap in self.base.taps]
-        others: dict[str, ReadableStore] = {}
-        for name, other in self.others.items():
-            theirs = [tap for tap in other.taps if f"{name}{SEPARATOR}{tap}" in taps]
-            others[name] = other.prefetch([clip for clip in names if clip in other], theirs)
-        return MultiStoreView(self.base.prefetch(names, own), others)
+    @property
+    def readers(self) -> int:
+        """The number of threads that read whole clips fastest."""
+        return max(store.readers for store in (self.base, *self.others.values()))
 
 
 @dataclass(frozen=True)
@@ -101,8 +97,8 @@ class MultiStoreClip:
         return values
 
 
-ReadableStore: TypeAlias = EmbeddingStore | MultiStoreView | PrefetchingStore
-ReadableClip: TypeAlias = Clip | MultiStoreClip | PrefetchedClip
+ReadableStore: TypeAlias = EmbeddingStore | MultiStoreView
+ReadableClip: TypeAlias = Clip | MultiStoreClip
 
 
 def clip_identity(store: EmbeddingStore | MultiStoreView, clip: str) -> list[Any]:
