@@ -37,19 +37,14 @@ def shapes_of(weights: Weights, taps: Sequence[str]) -> dict[str, tuple[int, ...
 
 
 class Backbone:
-    """A loaded net with its taps; create it with `Backbone.load`.
-
-    Attributes
-    ----------
-    arithmetic : precision in which the convolutions run.
-    own_threads : whether the net computes in threads of its own, while the calling thread waits.
-    """
+    """A loaded net with its taps; create it with `Backbone.load`."""
     # All batches have one fixed size, and the last one is padded. So a crop's values are bit-equal for any batch mates
     # and any number of threads, which a shorter last batch would not give.
 
     def __init__(self, net: Net, device: str, batch: int, arithmetic: str = "float32", card: Card = FACENET) -> None:
-        self.net, self.device, self.batch, self.arithmetic, self.card = net, device, batch, arithmetic, card
-        self.shapes = net.shapes
+        self.net, self.device, self.batch, self.card, self.shapes = net, device, batch, card, net.shapes
+        self.arithmetic = arithmetic  # precision in which the convolutions run
+        # Whether the net computes in threads of its own, while the calling thread waits.
         self.own_threads = bool(getattr(net, "own_threads", False))
 
     @classmethod

@@ -31,15 +31,11 @@ CENTER, SCALE = 127.5, 128.0  # facenet-pytorch's fixed standardization of pixel
 
 
 class TappedInception(nn.Module):
-    """InceptionResnetV1 from pixels to taps; float32 on the CPU until `prepare` is called.
-
-    Attributes
-    ----------
-    outputs : tap -> (block, form), in the order in which `forward` returns them.
-    """
+    """InceptionResnetV1 from pixels to taps; float32 on the CPU until `prepare` is called."""
 
     def __init__(self, net: facenet.InceptionResnetV1, taps: Sequence[str]) -> None:
         super().__init__()
+        # Tap -> (block, form), in the order in which `forward` returns them.
         self.outputs = {tap: split_tap(tap) for tap in taps}
         blocks = [STEPS.index(block) for block, _ in self.outputs.values() if block != EMBEDDING]
         depth = len(STEPS) if EMBEDDING in taps else 1 + max(blocks)

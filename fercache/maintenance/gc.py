@@ -143,14 +143,10 @@ class Unreferenced:
 
 def find_unreferenced(cache: Path, keep: Iterable[Path],
                       clips: Mapping[Path, Collection[str]]) -> tuple[Unreferenced, ...]:
-    """Return what can be removed, sorted by path; removes nothing.
+    """Return what can be removed, sorted by path, but no file that a live process is writing; removes nothing.
 
-    The list never holds files that a live process is writing.
-
-    Parameters
-    ----------
-    keep : stores, logits, folders of heads and of stack runs that are live.
-    clips : store -> the clips that its data set names; a store that is not in it keeps all its clips.
+    `keep`: stores, logits, folders of heads and of stack runs that are live. `clips`: store -> the clips that its data
+    set names; a store that is not in it keeps all its clips.
     """
     # Resolved, because a data set's folder may be a link to another disk.
     live = {path.resolve() for path in keep} | {path.resolve() for path in clips}

@@ -163,15 +163,7 @@ class Tap:
 
 
 class Clip(Mapping[str, Tap]):
-    """One committed clip: tap -> array.
-
-    Attributes
-    ----------
-    name : of the clip.
-    frames : T.
-    manifest : what was committed.
-    causal : as of `EmbeddingStore`.
-    """
+    """One committed clip of T = `frames` frames: tap -> array; `causal` is that of its store."""
 
     def __init__(self, files: StoreFiles, manifest: ClipManifest, causal: bool = False) -> None:
         self.files, self.manifest, self.causal = files, manifest, causal
@@ -206,9 +198,5 @@ class Clip(Mapping[str, Tap]):
         return rows.view(_row_type(rows.shape[1]))[:, 0]
 
     def read(self, tap: str, out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
-        """Return a whole tap, ``(T, ...) float16``.
-
-        `out`: array of the same shape to read into, instead of a new one; the files are read straight into a contiguous
-        one.
-        """
+        """Return a whole tap, ``(T, ...) float16``, in `out` if it is given; files are read straight into it."""
         return self[tap].rows(0, self.frames, out)

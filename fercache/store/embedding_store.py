@@ -76,12 +76,9 @@ class EmbeddingStore(Mapping[str, Clip]):
     def open(cls, path: str | Location, *, mode: str = "r", causal: bool = False) -> EmbeddingStore:
         """Return the store at `path`, a folder or any URL that fsspec opens.
 
-        Raises StoreError if there is no store, or its root is damaged.
-
-        Parameters
-        ----------
-        mode : ``"r"`` to read, ``"a"`` to write too. ``"r"`` reads each manifest of a remote store only once.
-        causal : use no later frame where ``embed_every`` left frames out: repeat the last embedded one.
+        `mode`: ``"r"`` to read, ``"a"`` to write too; ``"r"`` reads each manifest of a remote store only once.
+        `causal`: use no later frame where ``embed_every`` left frames out: repeat the last embedded one. Raises
+        StoreError if there is no store, or its root is damaged.
         """
         if mode not in ("r", "a"):
             raise InputError(f"mode {mode!r} is neither 'r' nor 'a'", where=path)
@@ -257,13 +254,9 @@ class EmbeddingStore(Mapping[str, Clip]):
         The work of a dead writer is resumed if source and provenance are equal (except time stamps), and discarded
         otherwise. The next writer resumes what this one leaves without `commit`.
 
-        Raises StoreError if the store is open for reading only; ClipError if the file system ignores case, and the
-        clip's name differs from another one's in case only.
-
-        Parameters
-        ----------
-        source : identifies the source file; a committed clip of another source is computed again.
-        provenance : what float noise depends on.
+        `source`: identifies the source file; a committed clip of another source is computed again. `provenance`: what
+        float noise depends on. Raises StoreError if the store is open for reading only; ClipError if the file system
+        ignores case, and the clip's name differs from another one's in case only.
         """
         self._check_writable()
         # Faces were detected, and their crops are aligned.

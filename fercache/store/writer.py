@@ -92,18 +92,13 @@ class WriterJob:
 
 
 class ClipWriter:
-    """A clip that is being written: detections, frame table and segments are durable when their call returns.
-
-    Attributes
-    ----------
-    detected : rows whose detections are in the journal, those of an earlier run included.
-    written : rows whose features are on disk and intact.
-    """
+    """A clip that is being written: detections, frame table and segments are durable when their call returns."""
     # Chunks are written in place, and the journal has their digests. A chunk that has no record, or differs from it, is
     # written again. The manifest is written last, after everything else has reached the disk.
 
     def __init__(self, files: StoreFiles, journal: Journal, job: WriterJob) -> None:
         self.files, self.journal, self.job = files, journal, job
+        # Rows whose detections are in the journal, those of an earlier run included; rows whose features are on disk.
         self.detected = self.written = 0
         self._detections: list[NDArray[np.float64]] = []
         self._frame_table: NDArray[np.float64] | None = None

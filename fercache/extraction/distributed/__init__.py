@@ -41,15 +41,10 @@ class LaunchPlan:
     @classmethod
     def from_flags(cls, environ: Mapping[str, str], began_s: float, *, engine: str = "here", scheduler: str = "",
                    workers: str = "0", shard: str = "", time_limit: str = "") -> LaunchPlan:
-        """Return the plan for the flags of `fercache extract`.
+        """Return the plan for the flags of `fercache extract` as typed.
 
-        Raises InputError if a flag cannot be read, or contradicts another one.
-
-        Parameters
-        ----------
-        environ : environment variables, for ``--shard auto``.
-        began_s : start of the time limit, in seconds since 1970.
-        engine, scheduler, workers, shard, time_limit : the flags as typed.
+        `environ`: environment variables, for ``--shard auto``. `began_s`: start of the time limit, in seconds since
+        1970. Raises InputError if a flag cannot be read, or contradicts another one.
         """
         dask = engine == "dask"
         if scheduler and not dask:
