@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fercache.backbones.inception import TorchNet
-from fercache.backbones.onnx import OnnxNet, OpenVinoNet
+from fercache.backbones.inception import TYPES, TorchNet
+from fercache.backbones.onnx import PRECISIONS, OnnxNet, OpenVinoNet
 from fercache.backbones.registry import FACENET, Card
 from fercache.backbones.taps import tap_shapes
 from fercache.backbones.weights.files import Weights
@@ -21,6 +21,8 @@ from fercache.runtime.devices import bf16_pays, map_threads, resolve_device
 log = logging.getLogger(__name__)
 
 BATCHES = {"cpu": 16, "cuda": 256}  # default crops per batch, by type of device
+RUNTIMES = {"torch": tuple(TYPES), "onnxruntime": ("float32",), "openvino": tuple(PRECISIONS)}
+"""What runs a net -> its precisions."""
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -60,22 +62,24 @@ class Backbone:
         ----------
         taps : see `tap_shapes`; for an ONNX model, names of its outputs.
         precision : float32, bf16, fp16 or int8 for the convolutions. Means are taken and returned in float32. On a CPU
-            where bf16 is slower than float32, bf16 is computed in float32. int8 needs the backend openvino.
+            where bf16 is slower than float32, bf16 is computed in float32.
         batch : crops per batch; the default depends on the device.
         backend : torch, or openvino (CPUs only).
         native : compute in `precision` even where float32 is faster.
         """
         device = resolve_device(device)
         size = batch or BATCHES[torch.device(device).type]
-        if precision == "int8" and backend != "openvino":
-            raise InputError("int8 needs the backend openvino", where="precision",
-                             hint="add --backend openvino, or choose --precision float32")
         if backend == "openvino" and device != "cpu":
             raise InputError(f"the backend openvino supports the CPU only, not {device}", where="backend",
                              hint="choose --backend torch or --device cpu")
         if precision == "bf16" and device == "cpu" and not native and not bf16_pays():
             log.info("bf16 is slower than float32 on this CPU: using float32, which is also more accurate")
             precision = "float32"
+        runtime = "onnxruntime" if (weights.net, backend) == ("onnx", "torch") else backend
+        if precision not in RUNTIMES[runtime]:
+            other = "torch" if backend == "openvino" else "openvino"
+            raise InputError(f"{runtime} runs {' or '.join(RUNTIMES[runtime])}, not {precision}", where="precision",
+                             hint=f"choose one of those, or --backend {other}")
         net: Net
         if weights.net == "onnx":
             net = OnnxNet.load(weights, taps, device, size, precision=precision, backend=backend)

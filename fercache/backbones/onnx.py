@@ -52,19 +52,12 @@ class OnnxNet:
              backend: str = "torch") -> OnnxNet:
         """Return the model, after a trial run with one batch.
 
-        Raises InputError if a tap is not a value of the model, or onnxruntime does not run this precision; MissingExtra
-        if onnxruntime or openvino is not installed; WeightsError if the file is not an ONNX model, or its input is not
-        a batch of pictures.
-
-        Parameters
-        ----------
-        taps : its outputs or inner values, each also as NAME-3x3, NAME-map, NAME-cls and NAME-tokens. ``pooled`` is
-            what its last fully connected layer reads, ``output`` its first output, unless a value has that name.
-        backend : torch means onnxruntime here.
+        `taps`: its outputs or inner values, each also as NAME-3x3, NAME-map, NAME-cls and NAME-tokens. ``pooled`` is
+        what its last fully connected layer reads, ``output`` its first output, unless a value has that name. The
+        backend torch means onnxruntime here. Raises InputError if a tap is not a value of the model; MissingExtra if
+        onnxruntime or openvino is not installed; WeightsError if the file is not an ONNX model, or its input is not a
+        batch of pictures.
         """
-        if backend == "torch" and precision != "float32":
-            raise InputError(f"onnxruntime runs float32, not {precision}", where="precision",
-                             hint="add --backend openvino, or choose --precision float32")
         try:
             data = weights.path.read_bytes()
             outputs, inner, last = _values(data)
@@ -192,13 +185,6 @@ CONVERSION, DIGEST_BYTES = 1, 32
 """Version of the conversion, which names the files, and bytes of the sha256 that each begins with."""
 
 
-def check_precision(precision: str) -> None:
-    """Refuse a precision that OpenVINO does not run."""
-    if precision not in PRECISIONS:
-        raise InputError(f"OpenVINO runs {' or '.join(PRECISIONS)}, not {precision}", where="precision",
-                         hint="choose one of those, or --backend torch")
-
-
 class OpenVinoSession:
     """A compiled model; `run` and `get_inputs` are those of a session of onnxruntime."""
     # Each stream runs one batch in one thread: batches run in parallel, and their number does not change the values.
@@ -247,7 +233,6 @@ class OpenVinoNet:
 
         Raises MissingExtra if openvino is not installed.
         """
-        check_precision(precision)
         shape = [batch, source.card.size, source.card.size, 3]
         try:
             model = _converted(source, [list(taps), precision, shape], partial(_export, source, taps, precision, shape))
@@ -318,7 +303,6 @@ def _export(weights: Weights, taps: Sequence[str], precision: str, shape: list[i
 
 def _openvino_session(data: bytes, batch: int, precision: str, weights: Weights, taps: set[str]) -> OpenVinoSession:
     """Return OpenVINO's session on an ONNX model, for batches of that size."""
-    check_precision(precision)
     try:
         model = openvino_runtime().Core().read_model(data)
         shape = model.inputs[0].get_partial_shape()
