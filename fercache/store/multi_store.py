@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -32,15 +31,11 @@ class MultiStoreView:
     # Rows are matched by frame number. A frame that a sibling lacks gets zeros, like a frame without a face. Frames
     # that the first store lacks are left out.
 
-    def __init__(self, base: ReadableStore, others: dict[str, ReadableStore]) -> None:
-        self.base, self.others = base, others
-        self.path: Location = base.path
-        self.causal = isinstance(base, EmbeddingStore) and base.causal
-        self._sources = {f"{name}{SEPARATOR}{tap}": (name, tap) for name, other in others.items() for tap in other.taps}
-        joined = {tap: others[name].taps[theirs] for tap, (name, theirs) in self._sources.items()}
-        self.taps: dict[str, tuple[int, ...]] = base.taps | joined
-        self.settings: dict[str, Any] = {
-            **base.settings, JOINED: {name: other.settings for name, other in sorted(others.items())}}
+    def __init__(self, base: EmbeddingStore, others: dict[str, EmbeddingStore]) -> None:
+        self.base, self.others, self.path, self.causal = base, others, base.path, base.causal
+        self.sources = {f"{name}{SEPARATOR}{tap}": (name, tap) for name, other in others.items() for tap in other.taps}
+        self.taps = base.taps | {tap: others[name].taps[theirs] for tap, (name, theirs) in self.sources.items()}
+        self.settings = {**base.settings, JOINED: {name: other.settings for name, other in sorted(others.items())}}
 
     def __repr__(self) -> str:
         return f"<MultiStoreView {self.path} with {', '.join(self.others)}>"
@@ -49,8 +44,7 @@ class MultiStoreView:
         return clip in self.base
 
     def __getitem__(self, clip: str) -> MultiStoreClip:
-        theirs = {name: other[clip] for name, other in self.others.items() if clip in other}
-        return MultiStoreClip(clip, self.base[clip], theirs, self._sources, self.taps)
+        return MultiStoreClip(self, clip)
 
     def digest(self) -> str:
         """Return the sha256 (hex) over the digests of all stores."""
@@ -63,51 +57,36 @@ class MultiStoreView:
         return max(store.readers for store in (self.base, *self.others.values()))
 
 
-@dataclass(frozen=True)
-class MultiStoreClip:
-    """One clip of a `MultiStoreView`."""
+class MultiStoreClip(Clip):
+    """One clip of a `MultiStoreView`: that of its first store, which also reads the taps of the others."""
 
-    name: str
-    base: ReadableClip
-    others: dict[str, ReadableClip]
-    sources: dict[str, tuple[str, str]]
-    taps: dict[str, tuple[int, ...]]
-
-    @property
-    def frames(self) -> int:
-        """T of the first store."""
-        return self.base.frames
-
-    @property
-    def frame_table(self) -> NDArray[np.void]:
-        """The frame table of the first store."""
-        return self.base.frame_table
+    def __init__(self, view: MultiStoreView, clip: str) -> None:
+        super().__init__(view.base.files, view.base.manifest(clip), view.base.causal)
+        self.view = view
 
     def read(self, tap: str, out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
         """Return a whole tap at the first store's frames, ``(T, ...) float16``; zeros where a sibling lacks one."""
-        if tap not in self.sources:
-            return self.base.read(tap, out)
-        name, theirs = self.sources[tap]
-        values = np.empty((self.frames, *self.taps[tap]), np.float16) if out is None else out
+        if tap not in self.view.sources:
+            return super().read(tap, out)
+        name, theirs = self.view.sources[tap]
+        values = np.empty((self.frames, *self.view.taps[tap]), np.float16) if out is None else out
         values[...] = 0
-        if name in self.others:
-            other = self.others[name]
+        if self.name in self.view.others[name]:
+            other = self.view.others[name][self.name]
             _, here, there = np.intersect1d(self.frame_table["index"], other.frame_table["index"], return_indices=True)
             values[here] = other.read(theirs)[there]
         return values
 
 
 ReadableStore: TypeAlias = EmbeddingStore | MultiStoreView
-ReadableClip: TypeAlias = Clip | MultiStoreClip
 
 
-def clip_identity(store: EmbeddingStore | MultiStoreView, clip: str) -> list[Any]:
+def clip_identity(store: ReadableStore, clip: str) -> list[Any]:
     """Return what the digest covers of one clip: of a view, that of the clip in each of its stores."""
     if isinstance(store, EmbeddingStore):
         return store.manifest(clip).identity()
     parts = [("", store.base), *sorted(store.others.items())]
-    return [[name, clip_identity(part, clip)] for name, part in parts
-            if isinstance(part, EmbeddingStore | MultiStoreView) and clip in part]
+    return [[name, part.manifest(clip).identity()] for name, part in parts if clip in part]
 
 
 def siblings(base: Location, causal: bool = False) -> list[EmbeddingStore]:
@@ -133,7 +112,7 @@ def join_stores(base: EmbeddingStore, names: Sequence[str], taps: Sequence[str])
         list(base)
     if not names:
         return base, tuple(taps)
-    others: dict[str, ReadableStore] = {}
+    others: dict[str, EmbeddingStore] = {}
     for place in (_sibling(base, name) for name in names):
         other = EmbeddingStore.open(place)
         stem = other.path.name.removesuffix(".zarr")

@@ -22,8 +22,9 @@ from fercache.errors import InputError
 from fercache.runtime import atomic_io
 from fercache.runtime.devices import free_memory
 from fercache.runtime.progress import progress_bar
+from fercache.store.clip import Clip
 from fercache.store.local import READERS
-from fercache.store.multi_store import ReadableClip, ReadableStore
+from fercache.store.multi_store import ReadableStore
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +201,7 @@ def load_features(store: ReadableStore, trials: Sequence[Trial], taps: Sequence[
                  for part in layout if part.start < width)
     count = 1 + (others if augmentations else 0)
     with ThreadPoolExecutor(store.readers) as pool:  # a manifest at a URL takes a request
-        clips: list[ReadableClip] = list(pool.map(lambda trial: store[trial.name], trials))
+        clips: list[Clip] = list(pool.map(lambda trial: store[trial.name], trials))
     lengths = [max(clip.frames, 0 if trial.labels is None else len(trial.labels))
                for clip, trial in zip(clips, trials, strict=True)]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -287,7 +288,7 @@ def _in_threads(read: Callable[[int], None], count: int, threads: int) -> None:
             deque(numbers, 0)  # after an error the other threads find no further number
 
 
-def _read_frame_table(dataset: FrameDataset, clip: ReadableClip, trial: Trial, i: int) -> None:
+def _read_frame_table(dataset: FrameDataset, clip: Clip, trial: Trial, i: int) -> None:
     """Fill a trial's time and labels; where the annotation is longer than the clip, time goes on at the same pace."""
     start, stop = int(dataset.offsets[i]), int(dataset.offsets[i + 1])
     end = start + clip.frames
@@ -300,7 +301,7 @@ def _read_frame_table(dataset: FrameDataset, clip: ReadableClip, trial: Trial, i
     dataset.label[start:stop] = trial.frame_labels(clip.frames)
 
 
-def _read_values(values: NDArray[np.float16], dataset: FrameDataset, clip: ReadableClip, i: int,
+def _read_values(values: NDArray[np.float16], dataset: FrameDataset, clip: Clip, i: int,
                  normalize: bool, width: int) -> None:
     """Read one trial's rows of every augmentation into `values`, ``(V, R, D)``; optionally normalize the clip."""
     # From column `width` on there is sound, which has no augmentations and is masked by rows of zeros.
