@@ -99,7 +99,7 @@ def test_missing_and_unknown_names_say_what_to_do(tmp_path: Path) -> None:
 
 def test_listing_says_what_is_there(casia: files.Weights, tmp_path: Path) -> None:
     rows = {row.name: row for row in weights.list_weights(casia.path.parent)}
-    assert rows["casia-webface"].sha256 == CASIA_SHA256 and rows["casia-webface"].path == casia.path
+    assert casia.sha256 == CASIA_SHA256 and rows["casia-webface"].path == casia.path
     assert all(row.path is None for row in weights.list_weights(tmp_path / "absent"))
 
 

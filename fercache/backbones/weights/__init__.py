@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -299,14 +300,13 @@ def resolve_own(name: str, folder: Path) -> Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsInfo:
-    """A row of `fercache weights list`; `path` and `sha256` are None if the weights are not downloaded yet."""
+    """A row of `fercache weights list`; `path` is None if the weights are not downloaded yet."""
 
     name: str
     source: str
     terms: str
-    download_mb: int
+    download_mb: int = 0
     path: Path | None = None
-    sha256: str | None = None
     verified: bool = False  # whether there are vectors of its own library that `fercache weights check` compares
 
 
@@ -403,8 +403,7 @@ def list_weights(folder: Path) -> list[WeightsInfo]:
     for name, known in KNOWN_WEIGHTS.items():
         found = is_stored(name, folder)
         rows.append(WeightsInfo(name=name, source=known.source, terms=known.terms, download_mb=known.download_mb,
-                        path=found.path if found else None, sha256=found.sha256 if found else None,
-                        verified=is_verified(name, folder)))
+                                path=found.path if found else None, verified=is_verified(name, folder)))
     for name in card_names(folder):
         keys = dict[str, Any]()
         try:
@@ -412,11 +411,11 @@ def list_weights(folder: Path) -> list[WeightsInfo]:
             own = resolve_named(name, keys, folder, download=False)
         except FercacheError as error:
             source = f"{keys.get('source', '')} ({keys.get('net')})" if keys else str(error)
-            rows.append(WeightsInfo(name=name, source=source, terms=keys.get("terms", TERMS), download_mb=0,
+            rows.append(WeightsInfo(name=name, source=source, terms=keys.get("terms", TERMS),
                                     verified=bool(keys.get("reference"))))
         else:
-            rows.append(WeightsInfo(name=name, source=own.source, terms=own.terms, download_mb=0, path=own.path,
-                                    sha256=own.sha256, verified=is_verified(name, folder)))
+            rows.append(WeightsInfo(name=name, source=own.source, terms=own.terms, path=own.path,
+                                    verified=is_verified(name, folder)))
     return rows
 
 
@@ -439,10 +438,8 @@ def read_graph(path: Path) -> dict[str, NDArray[Any]]:
     state = {"last_linear.weight": constants["Bottleneck/weights"].T, **dict(_batch_norm("last_bn", *norm))}
     layers = sorted(name.removesuffix("/weights") for name in constants
                     if name.endswith("/weights") and "Conv2d_" in name)
-    branches: dict[str, list[str]] = {}
-    for layer in layers:
-        branches.setdefault(layer.rpartition("/")[0], []).append(layer)
-    for branch, members in branches.items():
+    for branch, sorted_layers in groupby(layers, key=lambda layer: layer.rpartition("/")[0]):
+        members = list(sorted_layers)
         for position, layer in enumerate(members):  # sorted by name, which is the order in torch
             target = _torch_name(branch, layer.rpartition("/")[2], f".{position}" if len(members) > 1 else "")
             state.update(_convolution(target, layer, constants))
