@@ -30,16 +30,7 @@ from fercache.store.local import LocalStoreFiles, StoreSize
 from fercache.store.locks import locked_clips, work_folder
 from fercache.store.multi_store import SEPARATOR
 from fercache.training import checkpoints, train
-from fercache.workspace import (
-    LOCK_SUFFIX,
-    MAPPED_FEATURES,
-    METRICS,
-    PHOTOS,
-    STORE_SUFFIX,
-    WORK_SUFFIX,
-    Workspace,
-    logits_file_of,
-)
+from fercache.workspace import LOCK_SUFFIX, MAPPED_FEATURES, METRICS, PHOTOS, STORE_SUFFIX, WORK_SUFFIX, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +56,8 @@ def _live_results(cache: Path, dataset: str, store: EmbeddingStore | None, train
         wanted = {_training_key(config.settings() | {"format": train.FORMAT}) for config in trainings}
         live = _live_logits(workspace, dataset, store.path.name, digest, wanted, live)
         live |= {heads for heads in workspace.all_heads(dataset)
-                 if workspace.logits_file(dataset, heads.name) in live or _is_resumable(heads, digest)}
+                 if (logits := workspace.logits_file(dataset, heads.name)) in live
+                 or (not logits.is_file() and _is_resumable(heads, digest))}
     return live | {run for run in workspace.stack_runs(dataset).glob("*") if _is_live_run(run, cache, stack, live)}
 
 
@@ -103,8 +95,6 @@ def _same_content(taps: Iterable[str], recorded: str, digest: str) -> bool:
 
 def _is_resumable(heads: Path, digest: str) -> bool:
     """Return whether `train-heads` can go on with an unfinished training: it read this content of the store."""
-    if logits_file_of(heads).is_file():
-        return False
     try:
         return any(_same_content((tap.tap for tap in record.taps), record.store_digest, digest)
                    for record in map(checkpoints.load_record, checkpoints.record_files(heads)[:1]))

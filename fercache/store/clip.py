@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.errors import InputError, NotInStore
-from fercache.store.layout import EMBEDDED, FRAME_TABLE, SEGMENT, Grid, encode_name, frame_columns
+from fercache.store.layout import EMBEDDED, FRAME_TABLE, SEGMENT, Grid, encode_name, frame_columns, is_sparse
 from fercache.store.manifest import ClipManifest, damaged
 from fercache.store.remote import StoreFiles
 
@@ -187,9 +187,8 @@ class Clip(Mapping[str, Tap]):
     @cached_property
     def _between(self) -> FrameInterpolation | None:
         """What gives the frames that are not embedded; None if all are."""
-        if EMBEDDED not in frame_columns(self.manifest.arrays[FRAME_TABLE].shape[1]):
-            return None
-        return FrameInterpolation.of(self.frame_table, self.causal)
+        sparse = is_sparse(self.manifest.arrays[FRAME_TABLE].shape[1])
+        return FrameInterpolation.of(self.frame_table, self.causal) if sparse else None
 
     @property
     def frame_table(self) -> NDArray[np.void]:

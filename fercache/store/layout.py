@@ -68,6 +68,16 @@ class Grid:
         return range(start // self.rows, math.ceil(stop / self.rows) if stop > start else start // self.rows)
 
 
+FRAME_WIDTHS = {len(FRAME_COLUMNS) + landmarks + embedded
+                for landmarks in (0, len(LANDMARK_COLUMNS)) for embedded in (0, 1)}
+"""Numbers of columns that a frame table may have."""
+
+
+def is_sparse(width: int) -> bool:
+    """Return whether a frame table of so many columns names the embedded frames: the taps have rows of these only."""
+    return EMBEDDED in frame_columns(width)
+
+
 def group_document(attributes: dict[str, Any]) -> bytes:
     """Return the `zarr.json` of a group."""
     return json_bytes({"zarr_format": 3, "node_type": "group", "attributes": attributes})

@@ -10,17 +10,7 @@ import msgspec
 
 from fercache.config import fingerprint_of
 from fercache.errors import InputError, StoreError
-from fercache.store.layout import (
-    DTYPES,
-    EMBEDDED,
-    FRAME_COLUMNS,
-    FRAME_TABLE,
-    LANDMARK_COLUMNS,
-    VERSION,
-    Grid,
-    frame_columns,
-    group_document,
-)
+from fercache.store.layout import DTYPES, FRAME_TABLE, FRAME_WIDTHS, VERSION, Grid, group_document, is_sparse
 
 ATTRIBUTE = "fercache"  # the attribute of a Zarr group that holds the record
 MAX_METADATA_BYTES = 64 << 20  # larger metadata files are not read
@@ -107,13 +97,10 @@ def read_manifest(data: bytes, where: object) -> ClipManifest:
     manifest = read_record(data, where, ClipManifest)
     try:
         table = manifest.arrays[FRAME_TABLE].shape
-        columns = frame_columns(table[1])
-        every = EMBEDDED not in columns  # otherwise the taps hold the embedded frames only
-        if table[0] != manifest.frames or columns not in [
-                (*FRAME_COLUMNS, *more, *last) for more in ((), LANDMARK_COLUMNS) for last in ((), (EMBEDDED,))]:
+        if table[0] != manifest.frames or table[1] not in FRAME_WIDTHS:
             raise ValueError(table)
-        rows = manifest.frames if every else max(array.shape[0] for name, array in manifest.arrays.items()
-                                                 if name != FRAME_TABLE)
+        rows = manifest.frames if not is_sparse(table[1]) else max(
+            array.shape[0] for name, array in manifest.arrays.items() if name != FRAME_TABLE)
         for name, array in manifest.arrays.items():
             # Chunks are read from files, so a manifest whose numbers disagree would surface as wrong features.
             if (min(array.shape) < 1 or array.dtype not in DTYPES or len(array.chunks) != array.grid.count
