@@ -240,7 +240,7 @@ def weights_pull(context: Context, name: str) -> int:
     """Download the weights NAME; known ones are checked by digest and stored as safetensors."""
     from fercache.backbones import weights
 
-    click.echo(weights.download_weights(name, context.workspace.weights).path)
+    click.echo(weights.ensure_weights(name, context.workspace.weights).path)
     return 0
 
 

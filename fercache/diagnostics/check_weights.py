@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fercache.backbones.backbone import Backbone, shapes_of
+from fercache.backbones.inception import TorchNet
 from fercache.backbones.onnx import OUTPUT, OnnxNet
 from fercache.backbones.registry import CALIBRATION, FACENET, Card, Rgb, presets
 from fercache.backbones.weights import CLIP_RGB, IMAGENET_RGB, RESAMPLING
@@ -121,8 +122,8 @@ class _Errors:
         backbone = self.nets[card.size]
         if isinstance(backbone.net, OnnxNet):
             backbone.net.card = card
-        elif self.weights.net != "facenet":
-            backbone.net.net.scale_by(card)  # type: ignore[attr-defined]
+        elif isinstance(backbone.net, TorchNet) and self.weights.net != "facenet":
+            backbone.net.net.scale_by(card)
         crops: NDArray[np.uint8] = np.stack([crops_of(card, picture, box, points, margin=card.margin)[0]
                           for picture, box, points in self.faces])
         if self.weights.net == "facenet":  # it scales pixels by itself: give it those that come to the same

@@ -29,7 +29,7 @@ from fercache.runtime.uri import Location
 from fercache.stacking.run_metrics import StackMetrics, read_metrics
 from fercache.stacking.stack import run_without_sound
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.multi_store import IMPORTED, JOINED, MultiStoreView, ReadableStore, clip_identity, siblings
+from fercache.store.multi_store import IMPORTED, JOINED, ReadableStore, clip_identity, siblings
 from fercache.workspace import METRICS, Workspace, heads_of, logits_file_of
 
 log = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class LoadedHeads:
         return cls(folder=folder, heads=record.requested.heads, classes=record.classes, settings=record.store,
                    taps={part.tap: part.shape for part in record.taps})
 
-    def predict_proba(self, store: EmbeddingStore | MultiStoreView, clip: str, *, device: str = "auto",
+    def predict_proba(self, store: ReadableStore, clip: str, *, device: str = "auto",
                       force: bool = False) -> dict[str, NDArray[np.float64]]:
         """Return head -> probabilities of each frame of a stored clip, ``(T, C)``, the mean over the folds' models.
 
@@ -230,7 +230,7 @@ def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
                    notice="; ".join(filter(None, (dataset.notice, dropped))))
 
 
-def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore | MultiStoreView,
+def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore,
                    models: SelectedModels, cache: Path, *, device: str, threads: int) -> tuple[OofLogits, bool]:
     """Return the heads' logits of `trials`, all outside the folds, and whether they came from the cache."""
     features = fingerprint_of([clip_identity(store, trial.name) for trial in trials])
@@ -253,7 +253,7 @@ def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingSt
     return oof, False
 
 
-def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore | MultiStoreView, models: SelectedModels, device: str,
+def _predict_rows(trials: Sequence[Trial], store: ReadableStore, models: SelectedModels, device: str,
                   threads: int) -> dict[str, Any]:
     """Return the per-frame arrays of `OofLogits` (times, labels, logits) of all trials, in their order."""
     # These imports load torch, which takes seconds; a cached result does not need it.
@@ -282,7 +282,7 @@ def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore | MultiStoreVie
             **{name: np.concatenate([part[name] for part in ordered]) for name in FRAME_ARRAYS}}
 
 
-def _batches(trials: Sequence[Trial], store: EmbeddingStore | MultiStoreView, row_bytes: int) -> Iterator[list[int]]:
+def _batches(trials: Sequence[Trial], store: ReadableStore, row_bytes: int) -> Iterator[list[int]]:
     """Yield indices of trials of one frame rate, as many as fit into `MOST_BYTES`."""
     # The length of a window in frames follows from the median rate of the loaded features. With one rate per batch,
     # the predictions of a clip do not depend on the other clips in it.
@@ -345,7 +345,7 @@ def extract_config_of(wanted: Mapping[str, Any], defaults: ExtractConfig,
 
 
 def find_joined(base: Location, wanted: Mapping[str, Any], clips: Sequence[str], *,
-                causal: bool = False) -> dict[str, ReadableStore]:
+                causal: bool = False) -> dict[str, EmbeddingStore]:
     """Return label -> the store beside the one at `base` that was made like the one which the heads read as this label.
 
     Raises InputError if no store fits; imported ones must be imported first.
@@ -356,7 +356,7 @@ def find_joined(base: Location, wanted: Mapping[str, Any], clips: Sequence[str],
     clips : of several stores that fit equally, the one with the most of these clips is taken.
     causal : how they are opened.
     """
-    others: dict[str, ReadableStore] = {}
+    others: dict[str, EmbeddingStore] = {}
     beside = siblings(base, causal) if wanted.get(JOINED) else []
     for label, settings in wanted.get(JOINED, {}).items():
         differ = [settings_differences(settings, store.settings) for store in beside]

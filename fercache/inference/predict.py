@@ -41,7 +41,7 @@ from fercache.stacking.report import as_text
 from fercache.stacking.run_metrics import PredictRecord
 from fercache.stacking.stack import StackResult
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.multi_store import IMPORTED, JOINED, SEPARATOR, MultiStoreView, ReadableStore
+from fercache.store.multi_store import IMPORTED, JOINED, SEPARATOR, MultiStoreView
 from fercache.training import checkpoints
 from fercache.workspace import FAILURES, Workspace
 
@@ -406,7 +406,7 @@ def _recipe_dataset(context: Context) -> str:
 
 
 def _features(request: PredictJob, dataset: Dataset, heads: HeadRecord, cache: Path
-              ) -> tuple[EmbeddingStore, dict[str, ReadableStore], list[ClipResult], int, tuple[str, ...]]:
+              ) -> tuple[EmbeddingStore, dict[str, EmbeddingStore], list[ClipResult], int, tuple[str, ...]]:
     """Return the store, those to join with it, the clips missing in any, the number of computed clips, differences."""
     wanted, taps, where = heads.store, [part.tap for part in heads.taps], request.models.heads
     clips, causal = [trial.name for trial in dataset.trials], request.stack.causal
