@@ -1,7 +1,5 @@
 """Scores of predictions, all from the confusion matrix ``(C, C)``: rows are labels, columns are predictions.
 
-Notes
------
 Absent classes count as the organizers of ABAW count them: F1 is taken over the full class list, and a class that is
 neither annotated nor predicted has an F1 of 0 (scikit-learn's ``f1_score(labels=all, zero_division=0)``).
 """

@@ -216,6 +216,16 @@ class OofLogits:
         has_folds = any(fold >= 0 for fold in self.fold)
         return tuple(head for head in self.heads if has_folds and self.declared.get(head) == IN_SAMPLE)
 
+    @property
+    def scored(self) -> NDArray[np.bool_]:
+        """The labelled rows of the folds, ``(R,)``."""
+        return np.asarray((self.per_row(self.fold) >= 0) & (self.label >= 0))
+
+    def fold_groups(self, fold: int | None = None) -> set[str]:
+        """Return the groups of a fold, by default those of all folds."""
+        inside = self.fold >= 0 if fold is None else self.fold == fold
+        return {group for group, i in zip(self.group, inside, strict=True) if i}
+
     def rows(self, trial: int) -> slice:
         """Return the rows of the trial with that index."""
         return slice(int(self.offsets[trial]), int(self.offsets[trial + 1]))

@@ -1,7 +1,5 @@
 """Ablation: train the heads with one change of the recipe per row and compare each row with the default.
 
-Notes
------
 All comparisons use out-of-fold rows of the training groups. Only the default is scored on the other splits, so no row
 can be chosen by them. The cache holds the logits of each row under their own fingerprint: a stopped run resumes, and
 another table with the same rows reuses them. A row that names no key or value of `train-heads` is an InputError.
@@ -139,8 +137,7 @@ def fold_confusions(oof: OofLogits, split: str = "") -> dict[str, metrics.Counts
     """Return column -> (G, C, C), one confusion matrix per group, for the out-of-fold rows or those of `split`."""
     from fercache.stacking import candidates, nested_cv
 
-    rows = oof.label >= 0
-    rows &= oof.per_row(np.array([s == split for s in oof.split]) if split else oof.fold >= 0)
+    rows = (oof.label >= 0) & oof.per_row(np.array(oof.split) == split) if split else oof.scored
     by_candidate = candidates.gather_candidates(oof, nested_cv.NestedResult(fold_models={}, columns={}))
     return {name: oof.confusions(probs.argmax(1), rows) for name, probs in by_candidate.items()}
 

@@ -23,7 +23,7 @@ from fercache.data.base import Dataset, Issue, Severity, Trial
 from fercache.errors import InputError
 from fercache.oof import OofLogits, StarterInit
 from fercache.runtime import atomic_io
-from fercache.stacking import candidates, nested_cv, stack
+from fercache.stacking import candidates, nested_cv
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import train
 
@@ -89,7 +89,7 @@ class ProbeSample:
 
 def draw_probe(oof: OofLogits, store: EmbeddingStore) -> ProbeSample:
     """Return labelled frames with a face, at most one per second, of the trials in the folds."""
-    rows, trial = one_row_per_second(oof, (oof.label >= 0) & (oof.per_row(oof.fold) >= 0), store)
+    rows, trial = one_row_per_second(oof, oof.scored, store)
     every = max(1, -(-len(rows) // MAX_ROWS))
     rows, trial = rows[::every], trial[::every]
     wanted = oof.provenance.setting("taps") or list(store.taps)
@@ -184,8 +184,7 @@ def check_stacker(oof: OofLogits, config: AuditConfig) -> Issue:
     """Return whether the stacker predicts labels that were shuffled by group."""
     rng = np.random.default_rng(config.seed)
     extra: dict[str, list[float]] = {}
-    rows = (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
-    group = oof.per_row(oof.group_number)
+    rows, group = oof.scored, oof.per_row(oof.group_number)
     for seed in range(STACK_SHUFFLES):
         label = oof.label.copy()
         label[rows] = shuffle_labels(oof.label[rows], group[rows], rng)
@@ -203,7 +202,10 @@ def check_stacker(oof: OofLogits, config: AuditConfig) -> Issue:
 
 def check_contradictions(oof: OofLogits, config: AuditConfig) -> Issue:
     """Return which learned candidates contradict their heads, or the models that predict new clips."""
-    rejected, scores = stack.find_contradictions(oof, StackConfig(seed=config.seed, threads=config.threads))
+    nested = nested_cv.run_nested_cv(oof, StackConfig(seed=config.seed, threads=config.threads))
+    columns = candidates.gather_candidates(oof, nested)
+    rejected = candidates.find_contradictions(oof, nested, columns, oof.metric)
+    scores = candidates.score_out_of_fold(oof, columns, oof.metric)
     best = max(scores, key=lambda name: scores[name])
     # A candidate that is never final does no harm, unless the table shows it far above the heads. Where heads are at
     # chance, neither above nor below, that is luck.
@@ -301,7 +303,7 @@ def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConf
         trained = train.train_heads(shuffled_dataset(dataset, seed), store, replace(training, refit="none"), scratch,
                                     weights=weights)
         oof = OofLogits.load(trained.logits_file)
-        rows = np.flatnonzero((oof.per_row(oof.fold) >= 0) & (oof.label >= 0))
+        rows = np.flatnonzero(oof.scored)
         rows = rows[::max(1, len(rows) // MAX_PERMUTED_ROWS)]
         group = oof.per_row(oof.group_number)[rows]
         columns = {**oof.logits,
@@ -366,7 +368,7 @@ def check_provenance(oof: OofLogits) -> Issue:
             records = [record for record in oof.provenance.records if (record.head, record.fold) == (head, fold)]
             if not records:
                 leaks.append(f"{head}, fold {fold}: no record of the model that predicted it")
-            predicted = {group for group, f in zip(oof.group, oof.fold.tolist(), strict=True) if f == fold}
+            predicted = oof.fold_groups(fold)
             for record in records:
                 # The groups that chose the best epoch count too: the model was selected on their labels.
                 trained_on = {*record.train_groups, *record.val_groups}
@@ -398,8 +400,7 @@ def check_starter(oof: OofLogits, dataset: Dataset | None) -> Issue:
 def check_memorized(oof: OofLogits, seed: int) -> Issue:
     """Return which heads are so much more accurate on training rows than elsewhere that they memorized them."""
     check = "memorized training rows"
-    inside = (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
-    outside = (oof.per_row(oof.fold) < 0) & (oof.label >= 0)
+    inside, outside = oof.scored, ~oof.scored & (oof.label >= 0)
     group = oof.per_row(oof.group_number)
     fewest = min(len(np.unique(group[rows])) for rows in (inside, outside))
     if fewest < metrics.MIN_GROUPS_FOR_INTERVAL:
@@ -425,7 +426,7 @@ def check_perfect(oof: OofLogits) -> Issue:
     """Return which heads are so accurate out of fold that they must be computed from the labels."""
     leaks = []
     for head in oof.heads:
-        matrix = oof.confusions(oof.logits[head].argmax(1), (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)).sum(0)
+        matrix = oof.confusions(oof.logits[head].argmax(1), oof.scored).sum(0)
         right = float(metrics.accuracy(matrix))
         if right >= PERFECT and (matrix.sum(1) > 0).sum() > 1:
             leaks.append(f"{head}: right on {right:.4f} of the out-of-fold rows: it is computed from the labels")

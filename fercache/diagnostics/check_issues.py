@@ -18,7 +18,6 @@ from msgspec.structs import replace as replace_fields
 from fercache import media
 from fercache.data.base import (
     MAX_ALIKE,
-    UNKNOWN,
     Dataset,
     FrameTable,
     IndexRanges,
@@ -26,6 +25,7 @@ from fercache.data.base import (
     Severity,
     Trial,
     group_issues,
+    groups_by_class,
     ranges_of,
     shorten_list,
 )
@@ -313,27 +313,20 @@ def _label_issues(dataset: Dataset, tables: Sequence[FrameTable]) -> Iterator[Is
     yield from _about("all-minus-one", minus, f"{len(minus)} annotations are -1 in every frame",
                       "no model learns from these clips")
     training = [table for table in tables if table.trial.split == "train"]
-    seen = {code for table in training for code in (*set(table.labelled().tolist()), table.trial.clip_label)}
+    groups = groups_by_class(table.trial for table in training)
     if training:
-        absent = [name for code, name in enumerate(dataset.classes) if code not in seen]
+        absent = [name for code, name in enumerate(dataset.classes) if code not in groups]
         yield from _about("no-class", absent, f"{len(absent)} classes have no training label",
                           "no model can learn them; a mean over all classes counts them as 0")
-    groups: dict[int, set[str]] = defaultdict(set)
-    changes, constant = False, []
-    for table in training:
-        codes = {*table.labelled().tolist(), table.trial.clip_label} - {UNKNOWN}
-        for code in codes:
-            groups[code].add(table.trial.group)
-        if table.rows > 1 and codes:
-            changes |= len(codes) > 1
-            constant.append(table.trial.name)
     if len(groups) == 1:
         yield from _about("one-class", [dataset.classes[code] for code in groups], "all training labels are of one "
                           "class", "`fercache train-heads` needs labels of two classes at least", "error")
-    single = [dataset.classes[code] for code in sorted(groups) if len(groups[code]) == 1 < len(groups)]
+    single = [dataset.classes[code] for code in groups if len(groups[code]) == 1 < len(groups)]
     yield from _about("class-in-one-group", single, f"{len(single)} classes occur in one group only",
                       "where that group is held out, no model has seen the class; label clips of other groups")
-    if constant and not changes and any(table.trial.labels is not None for table in training):
+    constant = [table.trial.name for table in training if table.rows > 1 and table.trial.labelled]
+    if (any(table.trial.labels is not None for table in training)
+            and not any(len(np.unique(table.labelled())) > 1 for table in training)):
         yield from _about("constant-labels", constant, f"the label is the same in every frame of all {len(constant)} "
                           "labeled clips", "for one prediction per clip: --level clip (train-heads and stack)")
     past = {table.trial.name: table.lines - table.stored for table in tables if table.lines > table.stored > 0}

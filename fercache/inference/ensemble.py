@@ -139,21 +139,13 @@ def _metrics(folder: Path) -> StackMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedHeads:
-    """Trained heads that predict from stored features.
-
-    Attributes
-    ----------
-    folder : where they are.
-    heads, classes : names of the heads, and of the classes that they predict.
-    taps : tap -> shape of one frame; what they read.
-    settings : of the features that they were trained on.
-    """
+    """Trained heads that predict from stored features."""
 
     folder: Path
     heads: tuple[str, ...]
-    classes: tuple[str, ...]
-    taps: dict[str, tuple[int, ...]]
-    settings: Mapping[str, Any]
+    classes: tuple[str, ...]  # that they predict
+    taps: dict[str, tuple[int, ...]]  # tap -> shape of one frame; what they read
+    settings: Mapping[str, Any]  # of the features that they were trained on
 
     @classmethod
     def find(cls, cache: Path, heads: Path | None = None, dataset: str = "") -> LoadedHeads:

@@ -137,7 +137,7 @@ def training_sources(trials: Sequence[Trial], store: EmbeddingStore, oof: OofLog
     dataset : name of the data set of the trials.
     features : folder of the stores of the data set that the heads were trained on.
     """
-    groups = {group for group, fold in zip(oof.group, oof.fold, strict=True) if fold >= 0}
+    groups = oof.fold_groups()
     sources: set[Any] = set()
     try:
         trained_store = EmbeddingStore.open(features / oof.provenance.store)
@@ -182,27 +182,17 @@ MAX_CLASSES_SHOWN = 3
 
 @dataclass(kw_only=True, eq=False)
 class Predictions:
-    """Predictions of clips, one row per frame.
+    """Predictions of clips, one row per frame."""
 
-    Attributes
-    ----------
-    result : predictions, and scores where there are labels.
-    models : the heads and the stacker that predicted.
-    dataset, store : the clips, and their features; both have the full names of the trials.
-    extracted : number of clips whose features were computed.
-    cached : whether the logits came from the cache.
-    failed : clips without a prediction or, once saved, without an overlay, and why.
-    training_clips : trials that the heads were trained on; they are not scored.
-    """
-
-    result: StackResult
-    models: SelectedModels
+    result: StackResult  # predictions, and scores where there are labels
+    models: SelectedModels  # the heads and the stacker that predicted
+    # `dataset`, `store`: the clips, and their features; both have the full names of the trials
     dataset: Dataset
     store: EmbeddingStore
-    extracted: int
-    cached: bool
-    failed: list[ClipResult]
-    training_clips: tuple[str, ...]
+    extracted: int  # number of clips whose features were computed
+    cached: bool  # whether the logits came from the cache
+    failed: list[ClipResult]  # clips without a prediction or, once saved, without an overlay, and why
+    training_clips: tuple[str, ...]  # trials that the heads were trained on; they are not scored
 
     @cached_property
     def trials(self) -> dict[str, Trial]:

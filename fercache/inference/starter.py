@@ -25,6 +25,7 @@ from fercache.runtime import atomic_io
 from fercache.stacking import calibration, candidates, nested_cv, report
 from fercache.stacking.stack import StackResult
 from fercache.training import checkpoints
+from fercache.training.train import STARTER_FEATURES
 from fercache.workspace import heads_of
 
 STARTER = "starter"  # name of the starter heads on the command line
@@ -35,9 +36,6 @@ SMOOTHED = "smoothed"
 SMOOTHING_S = 0.25
 """Half the width of the moving mean. Expressions last half a second to four seconds (Ekman 2003, Emotions Revealed), so
 a window of half a second does not erase one; the errors of single frames are shorter."""
-
-FEATURES = ("backbone", "weights")
-"""Settings of the features that must match. The heads learnt from given crops and read detected faces too."""
 
 NOTHING_LEARNED = nested_cv.NestedResult(fold_models={}, columns={})  # no stacker: the candidates are the heads
 
@@ -147,7 +145,7 @@ def pack_starter(logits_file: Path, out: Path) -> StarterCard:
         path.with_suffix(".safetensors").unlink(missing_ok=True)
     for path in checkpoints.record_files(heads_of(logits_file)):
         record = checkpoints.load_record(path)
-        kept = {name: record.store[name] for name in FEATURES}
+        kept = {name: record.store[name] for name in STARTER_FEATURES}
         # Names of training groups mean nothing to a user and would be most of the file.
         record = msgspec.structs.replace(record, store=kept, train_groups=(), val_groups=())
         weights = load_file(path.with_suffix(".safetensors"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 
 from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits
 from fercache.stacking.run_metrics import Reliability, ReliabilityBin
@@ -33,9 +33,7 @@ def apply_temperature(probabilities: Probs, temperature: NDArray[np.float64] | f
 def fit_temperature(probabilities: Probs, label: NDArray[Any]) -> float:
     """Return the temperature with the least cross entropy on labelled rows (Guo et al. 2017); 1 where there are none.
 
-    Notes
-    -----
-    Golden-section search over the logarithm. Above `MOST_ROWS` rows, an even subsample is used.
+    A golden-section search over the logarithm; above `MOST_ROWS` rows, of an even subsample.
     """
     labeled = np.flatnonzero(label >= 0)
     labeled = labeled[::max(1, len(labeled) // MOST_ROWS)]
@@ -45,10 +43,7 @@ def fit_temperature(probabilities: Probs, label: NDArray[Any]) -> float:
     truth = label[labeled].astype(int)
 
     def cost(log_t: float) -> float:
-        scaled = log_probs / np.exp(log_t)
-        top = scaled.max(1)  # subtracted before exp, which would overflow otherwise
-        right = scaled[np.arange(len(truth)), truth]
-        return float((top + np.log(np.exp(scaled - top[:, None]).sum(1)) - right).mean())
+        return -float(log_softmax(log_probs / np.exp(log_t), axis=1)[np.arange(len(truth)), truth].mean())
 
     # Temperatures multiply, so the search runs on a log scale: .5 and 2 are equally far from 1.
     low, high, golden = np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE), (np.sqrt(5) - 1) / 2
@@ -61,14 +56,11 @@ def fit_temperature(probabilities: Probs, label: NDArray[Any]) -> float:
 def temperature_by_fold(oof: OofLogits, probabilities: Probs) -> dict[int, float]:
     """Return each fold's temperature, fitted on the rows of the other folds; key -1: fitted on all folds.
 
-    Notes
-    -----
-    1 if there are fewer than `MIN_GROUPS_TO_CHOOSE` groups.
+    It is 1 if there are fewer than `MIN_GROUPS_TO_CHOOSE` groups.
     """
     fold = oof.per_row(oof.fold)
-    groups = {g for g, f in zip(oof.group, oof.fold, strict=True) if f >= 0}
     k = int(oof.fold.max()) + 1
-    if len(groups) < MIN_GROUPS_TO_CHOOSE:
+    if len(oof.fold_groups()) < MIN_GROUPS_TO_CHOOSE:
         return dict.fromkeys([*range(k), -1], 1.0)
     label = np.where(fold >= 0, oof.label, -1)
     return {left_out: fit_temperature(probabilities, np.where(fold == left_out, -1, label) if left_out >= 0 else label)

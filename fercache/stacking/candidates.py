@@ -68,32 +68,19 @@ class FinalCandidate:
 
 @dataclass(frozen=True, kw_only=True)
 class GapFiller:
-    """Fills the frames without a face.
+    """Fills the frames without a face."""
 
-    Attributes
-    ----------
-    sources : the rows that each row is filled from, ``(R,)``.
-    head_sources : the rows that each row of a head itself is taken from, ``(R,)``. A head's logits of a frame without a
-        face may be a copy of the nearest face. In a causal run that could be a later one, so an earlier face is taken.
-    faceless : (R,) the rows without a face in clips that have faces.
-    before_first_face : (R,) in a causal run, the rows before the first face of their clip; else all False.
-    """
-
-    policy: str
-    sources: missing_faces.GapSources
+    policy: str  # one of `missing_faces.POLICIES`
+    sources: missing_faces.GapSources  # the rows that each row is filled from, (R,)
+    # The rows that each row of a head itself is taken from, (R,). A head's logits of a frame without a face may be a
+    # copy of the nearest face. In a causal run that could be a later one, so an earlier face is taken.
     head_sources: missing_faces.GapSources
-    faceless: NDArray[np.bool_]
-    before_first_face: NDArray[np.bool_]
+    faceless: NDArray[np.bool_]  # (R,) the rows without a face in clips that have faces
+    before_first_face: NDArray[np.bool_]  # (R,) in a causal run, the rows before a clip's first face; else all False
 
     @classmethod
     def of(cls, oof: OofLogits, policy: str = "nearest", *, causal: bool = False) -> GapFiller:
-        """Return the filler of these logits.
-
-        Parameters
-        ----------
-        policy : one of `missing_faces.POLICIES`.
-        causal : use no later frame.
-        """
+        """Return the filler of these logits; a `causal` one uses no later frame."""
         every = np.arange(len(oof.label))
         filled_from, head_from = (missing_faces.GapSources(every.copy(), every.copy(), np.zeros(len(every)))
                                   for _ in range(2))
@@ -113,12 +100,8 @@ class GapFiller:
                    before_first_face=before_first_face)
 
     def refill(self, probs: Probs) -> Probs:
-        """Fill the gaps again, after the probabilities of frames with a face changed.
-
-        Notes
-        -----
-        A temperature is not linear in the probabilities, so the interpolation has to follow it.
-        """
+        """Fill the gaps again, after the probabilities of frames with a face changed."""
+        # A temperature is not linear in the probabilities, so the interpolation has to follow it.
         return np.asarray(self.sources.apply(probs), np.float32) if self.policy in missing_faces.COPIED else probs
 
 
@@ -173,7 +156,7 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
             raise InputError(f"no candidate {requested!r}", where="stack",
                              hint=f"this run gives {', '.join(columns)}")
         return FinalCandidate(name=requested, why="selected with --select")
-    groups = len({g for g, f in zip(oof.group, oof.fold, strict=True) if f >= 0})
+    groups = len(oof.fold_groups())
     skipped = {*leaky_heads(oof, columns), *(rejected or {})}
     eligible = [name for name in columns if name not in skipped]
     if not eligible:
@@ -189,7 +172,7 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
     at_chance = p >= MOST_P and bool(simple)
     eligible = simple if at_chance else eligible
     scores = score_out_of_fold(oof, {name: columns[name] for name in eligible}, metric)
-    rows = np.flatnonzero((oof.per_row(oof.fold) >= 0) & (oof.label >= 0))
+    rows = np.flatnonzero(oof.scored)
     # Few clips often have equal scores.
     best = max(scores, key=lambda name: (scores[name], float(
         np.log(np.maximum(columns[name][rows, oof.label[rows]], FLOOR)).mean())))
@@ -201,7 +184,7 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
 
 def score_out_of_fold(oof: OofLogits, columns: Mapping[str, Probs], metric: str) -> dict[str, float]:
     """Return column -> its score on the labeled rows of the folds."""
-    figure, scored = metrics.official(metric), (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
+    figure, scored = metrics.official(metric), oof.scored
     return {name: float(figure(metrics.confusion(oof.label[scored], values[scored].argmax(1), len(oof.classes))))
             for name, values in columns.items()}
 
@@ -214,8 +197,6 @@ MOST_P = 0.01  # heads with a p value of this or more count as heads at chance
 def chance_p_value(oof: OofLogits) -> float:
     """Return the p value of the hypothesis that the heads' out-of-fold log-probabilities do not depend on the labels.
 
-    Notes
-    -----
     One-sided permutation test of the sum over labeled rows of the heads' mean log-probability of the label, centered
     over rows. A permutation gives each group the label sequence of another group, repeated or cut to its length:
     frames of a group are not exchangeable. Heads below chance have a p value near 1.
@@ -246,8 +227,6 @@ def find_contradictions(oof: OofLogits, nested: NestedResult, columns: Mapping[s
                         causal: bool = False) -> dict[str, str]:
     """Return learned candidate -> reason, for each one whose out-of-fold predictions new clips will not repeat.
 
-    Notes
-    -----
     First test: the candidate's log-probabilities and the mean of its heads' must not have a negative correlation over
     the training rows. Second test: new clips are predicted by the mean over the folds' heads, in which the bias of the
     single folds cancels. The training rows are predicted in the same way: each fold's mean log-probabilities are
@@ -326,12 +305,8 @@ def leaky_heads(oof: OofLogits, columns: Iterable[str]) -> dict[str, str]:
 
 
 def to_ppm(probabilities: Probs) -> NDArray[np.int32]:
-    """Return probabilities, ``(R, C)``, as integers in parts per million; each row sums to 1,000,000.
-
-    Notes
-    -----
-    Largest-remainder rounding: six decimals in a table then sum to exactly 1.
-    """
+    """Return probabilities, ``(R, C)``, as integers in parts per million; each row sums to 1,000,000."""
+    # Largest-remainder rounding: six decimals in a table then sum to exactly 1.
     exact = probabilities.astype(float)
     exact *= 1e6 / exact.sum(1, keepdims=True)
     ppm = np.floor(exact).astype(np.int32)

@@ -1,7 +1,5 @@
 """Features of the stacker: each head's log-probabilities at a frame, around it, and over the clip; and its sample.
 
-Notes
------
 One clip is processed at a time, so memory stays flat. Features are built for frames with a face (for all frames if the
 clip has none). The other frames take the prediction of the nearest frame with a face.
 """
@@ -65,27 +63,19 @@ def log_softmax(logits: NDArray[np.floating]) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipView:
-    """The rows of one trial as the stacker reads them; M of the T frames count.
+    """The rows of one trial as the stacker reads them; M of the T frames count."""
 
-    Attributes
-    ----------
-    counts : (T,) bool, frames with a face; all frames if there is no face at all. Not so if `causal`: only the end of
-        the clip shows that no face comes.
-    filled : for each frame the nearest one that counts.
-    log_probs : (M, H, C) log-probabilities of the heads at the frames that count.
-    time_s : (M,) of the frames that count.
-    seen : for each width of `SEEN_S` the share of frames about it that have a face, (M,).
-    pooled : (M, H, S, C) where a row is a whole clip, else None.
-    causal : no window includes a later frame.
-    """
-
+    # (T,) frames with a face; all frames if there is no face at all. Not so if `causal`: only the end of the clip shows
+    # that no face comes.
     counts: NDArray[np.bool_]
-    filled: NearestRow
+    filled: NearestRow  # for each frame the nearest one that counts
+    # Of the frames that count: (M, H, C) log-probabilities of the heads, (M,) times, and for each width of `SEEN_S` the
+    # share of frames about it that have a face, (M,).
     log_probs: Floats
     time_s: Floats
     seen: tuple[Floats, ...]
-    pooled: Floats | None = None
-    causal: bool = False
+    pooled: Floats | None = None  # (M, H, S, C) where a row is a whole clip
+    causal: bool = False  # no window includes a later frame
 
     @classmethod
     def of(cls, oof: OofLogits, trial: int, causal: bool = False) -> ClipView:
@@ -129,8 +119,6 @@ class ClipView:
     def spread_to_gaps(self, values: Singles) -> Singles:
         """Return values of all frames, ``(T, ...)``, from those of the frames that count, ``(M, ...)``.
 
-        Notes
-        -----
         Zeros (as logits: uniform probabilities) where a causal view has seen no face yet.
         """
         if not len(values):
@@ -146,18 +134,12 @@ def _reach(time_s: Floats, width_s: float, causal: bool) -> WindowReach:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureColumns:
-    """The names of the features, and how they are built.
-
-    Attributes
-    ----------
-    level : "frame", or "clip" where a row is a clip.
-    causal : no feature uses a later frame.
-    """
+    """The names of the features, and how they are built."""
 
     heads: tuple[str, ...]
     classes: tuple[str, ...]
-    level: str = "frame"
-    causal: bool = False
+    level: str = "frame"  # "clip" where a row is a clip
+    causal: bool = False  # no feature uses a later frame
 
     @property
     def smoothings(self) -> tuple[float | Chain, ...]:
@@ -184,8 +166,6 @@ class FeatureColumns:
     def anchors(self) -> NDArray[np.int64]:
         """The feature with the level of the same class and head (or all heads), ``(F,)``; -1 for a feature of no class.
 
-        Notes
-        -----
         The difference between a feature and its anchor is a contrast within the clip: what shifts all log-probabilities
         of a clip, such as the class shares of a fold, is not in it.
         """
@@ -311,24 +291,15 @@ PARTS = ("rows", "x", "smoothed", "label", "fold", "group", "block_id")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSample:
-    """The rows that the stacker learns from.
+    """The n rows that the stacker learns from."""
 
-    Attributes
-    ----------
-    rows : (n,) rows of the logits.
-    x : (n, F) float32 features.
-    smoothed : (n, W, C) float32, the heads' mean log-probabilities, smoothed in each of the W ways.
-    label, fold, group, block_id : (n,) integers; rows of a clip in the same `BLOCK_S` seconds share a block.
-    classes : C.
-    """
-
-    rows: NDArray[np.int64]
-    x: NDArray[np.float32]
-    smoothed: NDArray[np.float32]
+    rows: NDArray[np.int64]  # (n,) rows of the logits
+    x: NDArray[np.float32]  # (n, F) features
+    smoothed: NDArray[np.float32]  # (n, W, C) the heads' mean log-probabilities, smoothed in each of the W ways
     label: NDArray[np.int64]
     fold: NDArray[np.int64]
     group: NDArray[np.int64]
-    block_id: NDArray[np.int64]
+    block_id: NDArray[np.int64]  # (n,) rows of a clip in the same `BLOCK_S` seconds share a block
     classes: int
 
     def without(self, fold: int) -> TrainingSample:

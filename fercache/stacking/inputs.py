@@ -40,10 +40,7 @@ def merge_logits(oof: OofLogits, sources: Sequence[OofLogits]) -> OofLogits:
 def load_logits(cache: Path, dataset: str, trained: Path | None, names: Sequence[str]) -> OofLogits:
     """Return the logits that a stack learns from: those of the heads merged with imported ones, or imported ones only.
 
-    Parameters
-    ----------
-    trained : the file of the heads' logits, or None.
-    names : of imported logits; at least one if `trained` is None.
+    `trained`: the file of the heads' logits. `names`: of imported logits, at least one if `trained` is None.
     """
     sources = logits_import.load(cache, dataset, names)
     if trained:
@@ -57,12 +54,9 @@ def load_logits(cache: Path, dataset: str, trained: Path | None, names: Sequence
 
 
 def choose_logits(context: Context, typed: Mapping[str, Any], path: Path | None, names: Sequence[str]) -> OofLogits:
-    """Return the logits at `path` or of the last training, with imported logits beside the heads.
+    """Return the logits at `path` or of the last training, with the imported logits `names` beside the heads.
 
-    Parameters
-    ----------
-    typed : keys that name the data set; the recipe has the others.
-    names : the imported logits to use.
+    `typed`: keys that name the data set; the recipe has the others.
     """
     dataset = context.dataset_name(typed)
     trained = path or context.workspace.current_logits_file_or_none(dataset)
@@ -80,11 +74,11 @@ def choose_logits(context: Context, typed: Mapping[str, Any], path: Path | None,
 def find_logits_files(cache: Path, dataset: str, fingerprint: str, names: Sequence[str]) -> tuple[Path, ...]:
     """Return the file of the logits of a fingerprint, then those of the imported logits that were merged with it.
 
-    `names`: the imported logits, in the order in which `load_logits` merged them.
-
-    Merged logits have no file of their own. Their fingerprint is made of those of the parts, so it proves which heads
-    the parts were merged with. Empty where a part is not in the cache, or is no longer what it was.
+    Empty where a part is not in the cache, or is no longer what it was. `names`: the imported logits, in the order in
+    which `load_logits` merged them.
     """
+    # Merged logits have no file of their own. Their fingerprint is made of those of the parts, so it proves which heads
+    # the parts were merged with.
     sources = [logits_import.path_of(cache, dataset, name) for name in names]
     # Without heads of its own, a stack begins with imported logits, so these can be the first part too.
     for first in sorted(Workspace(cache).logits(dataset).glob("*.h5")) + sorted(
@@ -105,9 +99,7 @@ def find_logits_files(cache: Path, dataset: str, fingerprint: str, names: Sequen
 def open_merged(path: Path, imported: Sequence[Path]) -> Iterator[OofLogits]:
     """Yield the logits at `path`, merged with imported ones, to be read trial by trial.
 
-    Raises StoreError if a file is absent, torn, or holds no logits.
-
-    Merged logits are held in memory, as the stack held them; without imported ones only the trial at hand is.
+    Merged logits are in memory, as in the stack; without imported ones only the trial at hand is.
     """
     if imported:
         yield merge_logits(OofLogits.load(path), [OofLogits.load(one) for one in imported])
@@ -174,8 +166,6 @@ def _matched(oof: OofLogits, source: OofLogits) -> NDArray[np.int64]:
 def aggregate_clips(oof: OofLogits) -> OofLogits:
     """Return one row per clip: the mean of each head's probabilities over all frames of all people.
 
-    Notes
-    -----
     Only frames with a face are used, or all frames if none has one. `pooled` holds the statistics of the
     log-probabilities (`features.POOLED`) that the learned columns use.
     """

@@ -77,7 +77,7 @@ def build_report(run: StackRun, fingerprint: str) -> StackMetrics:
                     f"{missing_faces.FACELESS_CLIP}"),
         frames_without_face=int((~oof.valid).sum()),
         splits=splits, folds=_folds(oof), declared=oof.declared,
-        fold_models=tuple(model.record() for model in run.nested.fold_models.values()) or FEW_LEARNT,
+        fold_models=tuple(model.record for model in run.nested.fold_models.values()) or FEW_LEARNT,
         importances=_importances(run), frames=len(oof.label), trials=len(oof.trials), config=config.settings(),
         logits=LogitsRecord(fingerprint=oof.fingerprint, provenance=oof.provenance))
 
@@ -93,9 +93,9 @@ def _folds(oof: OofLogits) -> tuple[FoldGroups, ...]:
     fold, found = oof.per_row(oof.fold), []
     for k in range(int(oof.fold.max()) + 1):
         label = oof.label[(fold == k) & (oof.label >= 0)]
-        groups = tuple(sorted({g for g, f in zip(oof.group, oof.fold, strict=True) if f == k}))
         count = np.bincount(label, minlength=len(oof.classes)).tolist()
-        found.append(FoldGroups(fold=k, groups=groups, labelled=dict(zip(oof.classes, count, strict=True))))
+        found.append(FoldGroups(fold=k, groups=tuple(sorted(oof.fold_groups(k))),
+                                labelled=dict(zip(oof.classes, count, strict=True))))
     return tuple(found)
 
 

@@ -37,21 +37,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class StackInference:
-    """The predictions of a finished run for new trials.
+    """The predictions of a finished run for new trials."""
 
-    Attributes
-    ----------
-    metrics : the metrics of the run.
-    oof : the logits of the trials, prepared as the run prepares them.
-    columns : the probabilities of every candidate, ``(R, C)`` each; without learned ones if the run fitted no models.
-    nested : the model of all folds, with its predictions.
-    filler : how gaps are filled.
-    """
-
-    metrics: StackMetrics
-    oof: OofLogits
-    columns: dict[str, Probs]
-    nested: NestedResult
+    metrics: StackMetrics  # of the run
+    oof: OofLogits  # the logits of the trials, prepared as the run prepares them
+    columns: dict[str, Probs]  # of every candidate, (R, C) each; without learned ones if the run fitted no models
+    nested: NestedResult  # the model of all folds, with its predictions
     filler: GapFiller
 
     @classmethod
@@ -62,8 +53,7 @@ class StackInference:
             raise StoreError(f"the run has format {run_metrics.version}; this version reads {FORMAT}",
                              where=folder, hint="run `fercache stack` again")
         causal, nested = run_metrics.causal, NestedResult(fold_models={}, columns={})
-        oof = inputs.aggregate_clips(oof) if run_metrics.level == "clip" else oof
-        oof = candidates.drop_lookahead_heads(oof) if causal else oof
+        oof = _ready(oof, msgspec.convert(run_metrics.config, StackConfig))
         if isinstance(run_metrics.fold_models, tuple):
             nested = nested_cv.predict_new(oof, nested_cv.load_fold_model(folder), causal)
         filler = GapFiller.of(oof, run_metrics.config["missing_faces"], causal=causal)
@@ -73,8 +63,6 @@ class StackInference:
     def probs_ppm(self, whole: OofLogits) -> NDArray[np.int32]:
         """Return the final column at the run's temperature, ``(R, C)`` in parts per million, for every row of `whole`.
 
-        Notes
-        -----
         At clip level every frame gets the prediction of its clip.
         """
         tempered = calibration.apply_temperature(self.columns[self.metrics.final.column],
@@ -88,21 +76,13 @@ class StackInference:
 
 @dataclass(frozen=True, kw_only=True)
 class StackResult:
-    """The result of a stack run.
-
-    Attributes
-    ----------
-    ppm : (R, C) int32, the final column's probabilities in parts per million.
-    report : the metrics, as ``preds.metrics.json`` holds them.
-    folder : the folder of the run in the cache.
-    cached : whether the result of an earlier run was reused.
-    """
+    """The result of a stack run."""
 
     oof: OofLogits
-    ppm: NDArray[np.int32]
-    report: StackMetrics
-    folder: Path
-    cached: bool
+    ppm: NDArray[np.int32]  # (R, C) int32, the final column's probabilities in parts per million
+    report: StackMetrics  # the metrics, as ``preds.metrics.json`` holds them
+    folder: Path  # of the run in the cache
+    cached: bool  # whether the result of an earlier run was reused
     seconds: float
 
     @property
@@ -157,7 +137,7 @@ def run_stack(oof: OofLogits, config: StackConfig, cache: Path) -> StackResult:
     """
     started = time.monotonic()
     run_without_sound(oof, config, cache)
-    if not ((oof.per_row(oof.fold) >= 0) & (oof.label >= 0)).any():
+    if not oof.scored.any():
         raise InputError("no labeled out-of-fold rows to learn from", where=oof.dataset,
                          hint="run `fercache train-heads` on a data set with labels")
     fingerprint = config.fingerprint(book=nested_cv.digest(oof), format=FORMAT)
@@ -185,14 +165,6 @@ def run_without_sound(oof: OofLogits, config: StackConfig, cache: Path) -> Path 
     other = OofLogits.load(path)
     gone = config.select in set(oof.heads) - set(other.heads)
     return run_stack(other, replace(config, select="auto") if gone else config, cache).folder
-
-
-def find_contradictions(oof: OofLogits, config: StackConfig) -> tuple[dict[str, str], dict[str, float]]:
-    """Return the candidates that are never final, with the reason, and the score of every candidate."""
-    nested = nested_cv.run_nested_cv(oof, config)
-    columns, metric = candidates.gather_candidates(oof, nested), config.metric or oof.metric
-    scores = candidates.score_out_of_fold(oof, columns, metric)
-    return candidates.find_contradictions(oof, nested, columns, metric), scores
 
 
 def _ready(oof: OofLogits, config: StackConfig) -> OofLogits:
@@ -228,14 +200,12 @@ def evaluate(folder: Path, oof: OofLogits, config: StackConfig, *, mute: Path | 
              silent: Collection[str] = ()) -> StackResult:
     """Return the predictions of the run in `folder` for new trials, with the scores of every candidate on them.
 
+    The learned columns come from the model of all folds; a run on too few groups has none.
+
     Parameters
     ----------
     config : only its bootstrap draws and seed are used; the run determines everything else.
     mute, silent : folder of the run for clips without sound, and the trials that it predicts.
-
-    Notes
-    -----
-    The learned columns come from the model of all folds; a run on too few groups has none.
     """
     started = time.monotonic()
     inference = StackInference.of(folder, oof)

@@ -105,14 +105,12 @@ class Splits:
         names = [self.groups[i] for i in inside]
         seed = config.seed * 1000 + k  # each fold draws its own parts
         part = np.full(len(self.fold), -1, np.int16)
-        if config.validation == "none":
+        if config.validation == "none" or (config.ensemble > 1 and len(set(names)) < MIN_VAL_PARTS):
             part[inside] = 0
         elif config.ensemble == 1:
             # A single member needs one validation part only; most groups are left to train on.
             validation = inner_groups(names, VAL_FRACTION, seed)
             part[inside] = [0 if name in validation else 1 for name in names]
-        elif len(set(names)) < MIN_VAL_PARTS:
-            part[inside] = 0
         else:
             part[inside] = assign_folds(names, counts[inside], config.ensemble, seed)
         return part
@@ -161,13 +159,7 @@ def load_starter(config: TrainConfig, classes: Sequence[str]) -> tuple[list[dict
 
 
 class CrossValidatedTraining:
-    """The heads of one data set: assigns folds, and trains each head of each fold that is missing.
-
-    Attributes
-    ----------
-    records : the record of each head.
-    trained : number of heads trained by this run; the others were finished before.
-    """
+    """The heads of one data set: assigns folds, and trains each head of each fold that is missing."""
 
     def __init__(self, dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, config: TrainConfig,
                  folder: Path, weights_folder: Path, features: FrameDataset, pool: ForkPool,
@@ -195,8 +187,8 @@ class CrossValidatedTraining:
         self.first_stage = [FRAME, *first] if self.second_stage and FRAME not in first else first
         self.inputs = {head: inference.input_of(head, features) for head in (*self.first_stage, *self.second_stage)}
         self.oof_features: dict[int, FrameDataset] = {}
-        self.records: list[HeadRecord] = []
-        self.trained = 0
+        self.records: list[HeadRecord] = []  # of each head
+        self.trained = 0  # number of heads trained by this run; the others were finished before
         self.cost_s: dict[str, float] = {}
 
     @classmethod

@@ -270,19 +270,9 @@ def _open_mapped(folder: Path, name: str, shape: tuple[int, ...],
 
 
 def _in_threads(read: Callable[[int], None], count: int) -> None:
-    """Call `read` with each number below `count`, in a few threads that take the next number when they are free."""
-    numbers = iter(range(count))
-
-    def work() -> None:
-        for number in numbers:
-            read(number)
-
+    """Call `read` with each number below `count`, in a few threads."""
     with ThreadPoolExecutor(READERS, "fercache-read") as pool:
-        try:
-            for done in [pool.submit(work) for _ in range(READERS)]:
-                done.result()
-        finally:
-            deque(numbers, 0)  # after an error the other threads find no further number
+        deque(pool.map(read, range(count)), 0)  # an error cancels the calls that have not begun
 
 
 def _read_frame_table(dataset: FrameDataset, clip: ReadableClip, trial: Trial, i: int) -> None:

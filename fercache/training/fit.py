@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fercache import metrics
 from fercache.heads.base import Head, build_head
 from fercache.heads.frame import FinetuneTail
-from fercache.heads.registry import HEADS, HeadSettings
+from fercache.heads.registry import HeadSettings
 from fercache.heads.temporal import TemporalHead
 from fercache.training.data import Batch, FrameDataset, WindowSampler
 from fercache.training.inference import make_sampler, predict_head
@@ -115,22 +116,6 @@ def fit(task: FitTask, features: FrameDataset, report: Callable[[float], None] =
 
     `report`: is called with each further share of the work that is done.
     """
-    if not _joins_sound(task, features):
-        return _fit(task, features, report)
-    def half(share: float) -> None:
-        report(share / 2)
-
-    return _fit(task, features, half, alone=_fit(task, features.without_sound(), half).head)
-
-
-def _joins_sound(task: FitTask, features: FrameDataset) -> bool:
-    """Return whether the head reads sound beside something else: it then has a part that is trained without sound."""
-    return HEADS[task.head].sound == "joins" and features.audio.shape[1] > 0
-
-
-def _fit(task: FitTask, features: FrameDataset, report: Callable[[float], None], alone: Head | None = None
-         ) -> FitResult:
-    """Return a head trained on the task's trials; `alone`: what predicts its windows without sound."""
     # AdamW with warm-up and cosine decay (or plain SGD). The result is the epoch with the best macro F1 on the
     # validation trials; with an average of the weights, the averaged head is the one that is validated and returned.
 
@@ -138,8 +123,12 @@ def _fit(task: FitTask, features: FrameDataset, report: Callable[[float], None],
     torch.manual_seed(task.seed)
     rng = np.random.default_rng(task.seed)
     head = _new_head(task, features)
-    if alone is not None:
-        assert isinstance(head, TemporalHead) and head.alone is not None
+    work = task.settings.epochs
+    if isinstance(head, TemporalHead) and head.alone is not None:
+        work *= 2
+        # The random numbers of the head itself do not depend on that training.
+        with torch.random.fork_rng([] if task.device == "cpu" else [task.device]):
+            alone = fit(task, features.without_sound(), lambda share: report(share / 2)).head
         head.alone.load_state_dict(alone.state_dict())
         head.alone.requires_grad_(False)
     trainer = _Trainer(task, features, head)
@@ -148,7 +137,7 @@ def _fit(task: FitTask, features: FrameDataset, report: Callable[[float], None],
     score = validation_f1(head, task, features) if scored else -1.0
     best = FitResult(head=copy.deepcopy(head).eval(), epoch=0, validation_f1=score)
     for epoch in range(1, task.settings.epochs + 1):
-        trainer.epoch(rng, lambda share: report(share / task.settings.epochs))
+        trainer.epoch(rng, lambda share: report(share / work))
         if task.val_trials:
             score = validation_f1(trainer.averaged_head(), task, features)
             if score > best.validation_f1:
@@ -183,10 +172,9 @@ class _Trainer:
         label = features.label[_rows(features, task.train)]
         self.loss = Loss(self.settings.loss, label, task.classes, self.settings.label_smoothing, task.device)
         constant = self.settings.optimizer == "sgd"
-        self.optimizer: torch.optim.Optimizer = (
-            torch.optim.SGD(head.parameters(), self.settings.lr, MOMENTUM, weight_decay=self.settings.weight_decay)
-            if constant else
-            torch.optim.AdamW(head.parameters(), self.settings.lr, weight_decay=self.settings.weight_decay))
+        optimizer = partial(torch.optim.SGD, momentum=MOMENTUM) if constant else torch.optim.AdamW
+        self.optimizer: torch.optim.Optimizer = optimizer(head.parameters(), lr=self.settings.lr,
+                                                          weight_decay=self.settings.weight_decay)
         # A generator of its own: counting the steps must not change the random windows of the first epoch.
         windows = len(_epoch_starts(self.sampler, self.settings, np.random.default_rng(0)))
         steps = self.settings.epochs * math.ceil(windows / self.settings.batch)
@@ -326,4 +314,5 @@ def estimate_s(task: FitTask, features: FrameDataset) -> float:
         validation_f1(trainer.averaged_head(), replace(task, val_trials=some), features)
         duration_s = time.monotonic() - began
         epoch_s += duration_s * len(_rows(features, task.val_trials)) / max(len(_rows(features, some)), 1)
-    return epoch_s * task.settings.epochs * (2 if _joins_sound(task, features) else 1)
+    # A head that joins sound has a part that is trained alone first.
+    return epoch_s * task.settings.epochs * (2 if getattr(trainer.head, "alone", None) else 1)

@@ -17,6 +17,7 @@ from fercache.errors import InputError
 from fercache.heads.base import Head
 from fercache.heads.registry import FRAME, HEADS, HeadSettings
 from fercache.oof import HeadRecord
+from fercache.results.smoothing import nearest_row
 from fercache.store.multi_store import ReadableStore
 from fercache.training import checkpoints
 from fercache.training.checkpoints import RunKey, TrainedHead
@@ -143,12 +144,10 @@ def predict_head(head: Head, settings: HeadSettings, features: FrameDataset, tri
 
 def _fill(log_probs: NDArray[np.float32], features: FrameDataset, trial: int) -> NDArray[np.float32]:
     """Return the values with those of the nearest frame with a face where there is none; uniform in a faceless clip."""
-    rows = features.rows(trial)
-    seen = np.flatnonzero(features.valid[rows])
-    if not len(seen):
+    seen = features.valid[features.rows(trial)]
+    if not seen.any():
         return np.full_like(log_probs, -math.log(log_probs.shape[1]))
-    middle = (seen[:-1] + seen[1:]) / 2
-    return log_probs[seen[np.searchsorted(middle, np.arange(len(rows)))]]
+    return log_probs[nearest_row(np.arange(len(seen), dtype=float), seen).row]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fercache.backbones.taps import AUDIO, EMBEDDING, is_audio
 from fercache.config import TrainConfig, fingerprint_of
-from fercache.data.base import Dataset, Issue, Trial, stored_trials
+from fercache.data.base import Dataset, Issue, Trial, groups_by_class, stored_trials
 from fercache.data.labels import canonical_class_name
 from fercache.data.photos import fer2013_pictures
 from fercache.errors import InputError
@@ -127,16 +125,11 @@ def check_clock(dataset: Dataset, heads: Sequence[str]) -> None:
 
 def check_classes(dataset: Dataset, trials: Sequence[Trial]) -> None:
     """Refuse training labels of one class only, and log the classes that occur in one group only."""
-    groups: dict[int, set[str]] = {}
-    for trial in trials:
-        codes = [trial.clip_label] if trial.labels is None else np.unique(trial.labels).tolist()
-        for code in codes:
-            if code >= 0:
-                groups.setdefault(code, set()).add(trial.group)
+    groups = groups_by_class(trials)
     if len(groups) == 1:
         raise InputError(f"all training labels are of one class, {dataset.classes[next(iter(groups))]}",
                          where="the data set", hint="label clips of another class too: there is nothing to tell apart")
-    single = [dataset.classes[code] for code in sorted(groups) if len(groups[code]) == 1]
+    single = [dataset.classes[code] for code in groups if len(groups[code]) == 1]
     if single:
         log.warning("only one group has labels of %s: where it is held out, no model has seen the class",
                     ", ".join(single))
