@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from fercache.config import LogitsConfig, fingerprint_of
 from fercache.data import tables
@@ -82,13 +83,8 @@ def import_logits(name: str, config: LogitsConfig, dataset: str, cache: Path,
                   first_frame: int = 1) -> tuple[Path, OofLogits]:
     """Import a table of predictions; return the file that was written and its content.
 
-    Raises InputError if the table is not a table of predictions, or it contradicts itself about a frame or a clip.
-
-    Parameters
-    ----------
-    name : name of the source among those of the heads.
-    dataset : the data set's name in the cache.
-    first_frame : number of a clip's first frame in the table.
+    `first_frame`: number of a clip's first frame in the table. Raises InputError if the table is not a table of
+    predictions, or it contradicts itself about a frame or a clip.
     """
     # The table's own declaration (out of fold or not) is trusted here; `fercache audit` tests it.
 
@@ -220,8 +216,7 @@ def _without_gaps(trial: str, person: _Person, layout: _Layout) -> dict[str, NDA
     if not np.isfinite(values).all():
         raise InputError("a value is not a number", where=where, hint="fix the table")
     if layout.logits:
-        shifted = values - values.max(1, keepdims=True)  # exp must not overflow
-        log_probs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+        log_probs = log_softmax(values, axis=1)
     else:
         total = values.sum(1, keepdims=True)
         if (values < 0).any() or np.abs(total - 1).max() > SUM_TOLERANCE:

@@ -185,10 +185,7 @@ class Resampler:
     def pairs(self, matrices: dict[str, Counts], metric: str) -> dict[str, PairedDifference]:
         """Return for any two columns, ``"a - b"``, the difference of their scores with its paired interval.
 
-        Parameters
-        ----------
-        matrices : column -> (G, C, C).
-        metric : the data set's own metric; macro F1 (first), accuracy and UAR are compared besides.
+        `matrices`: column -> (G, C, C). `metric`: the data set's own; macro F1, accuracy and UAR are compared besides.
         """
         figures = {"macro_f1": macro_f1, "official": official(metric), "accuracy": accuracy, "uar": uar}
         # Each column is drawn once, with the draws of all others, so that every difference is paired.

@@ -91,10 +91,7 @@ def inner_groups(groups: Sequence[str], share: float, seed: int) -> set[str]:
 def without_sound(logits_file: Path, settings: Mapping[str, Any]) -> tuple[str, Path]:
     """Return fingerprint and path of the logits that the heads of a training predict as if no clip had sound.
 
-    Parameters
-    ----------
-    logits_file : of the training; the other file is beside it, if its heads read sound.
-    settings : those that its fingerprint covers.
+    `logits_file`: of the training; the other file is beside it. `settings`: those that its fingerprint covers.
     """
     fingerprint = fingerprint_of({**settings, NO_SOUND: True})
     return fingerprint, logits_file.with_name(f"{fingerprint[:12]}{logits_file.suffix}")

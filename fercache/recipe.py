@@ -116,12 +116,6 @@ def split_names(value: Any) -> tuple[str, ...]:
     return tuple(str(name) for name in value)
 
 
-def check_folder(stages: Path | None) -> None:
-    """Raise InputError if the folder of recipes that the user chose, if any, does not exist."""
-    if stages is not None and not stages.is_dir():
-        raise InputError("no such folder of recipes", where=stages, hint="check --stages")
-
-
 def _parse(path: Path) -> Mapping[str, Any]:
     if path.stat().st_size > LIMIT_BYTES:
         raise InputError(f"larger than {LIMIT_BYTES} bytes", where=path, hint="this is not a recipe")
@@ -151,14 +145,9 @@ class Context:
     @classmethod
     def of(cls, cache: str | os.PathLike[str] | Url, local_cache: str | os.PathLike[str] | None = None,
            stages: str | os.PathLike[str] | None = None) -> Context:
-        """Return the context of a Python call; `local_cache` matters only if `cache` is a URL.
-
-        Raises InputError if a folder of recipes is given and does not exist.
-        """
-        folder = Path(stages) if stages is not None else None
-        check_folder(folder)
+        """Return the context of a Python call; `local_cache` matters only if `cache` is a URL."""
         return cls().moved(as_location(cache if isinstance(cache, Url) else os.fspath(cache)),
-                           None if local_cache is None else Path(local_cache), folder)
+                           None if local_cache is None else Path(local_cache), Path(stages) if stages else None)
 
     @property
     def places(self) -> dict[str, Any]:
@@ -177,7 +166,9 @@ class Context:
         return self.remote or self.cache
 
     def moved(self, cache: Location | None, local: Path | None, stages: Path | None) -> Context:
-        """Return the context with a command's own flags applied."""
+        """Return the context with a command's own flags applied; raise InputError if there is no folder `stages`."""
+        if stages is not None and not stages.is_dir():
+            raise InputError("no such folder of recipes", where=stages, hint="check --stages")
         remote = cache if isinstance(cache, Url) else self.remote if cache is None else None
         folder = local or (cache if isinstance(cache, Path) else None) or self.cache
         return Context(folder, stages or self.stages, remote)

@@ -72,23 +72,9 @@ def store_name(backbone: str, fingerprint: str) -> str:
     return f"{backbone}-{short(fingerprint)}{STORE_SUFFIX}"
 
 
-@dataclass(frozen=True)
-class Features:
-    """The features of all data sets, below a folder or a URL."""
-
-    root: Location
-
-    def folder(self, dataset: str) -> Location:
-        """Return the folder of a data set's stores."""
-        return self.root / FEATURES / dataset
-
-    def store(self, dataset: str, backbone: str, fingerprint: str) -> Location:
-        """Return the store of a backbone with settings of this fingerprint."""
-        return self.folder(dataset) / store_name(backbone, fingerprint)
-
-    def pointer(self, dataset: str) -> Location:
-        """Return the file that names the store of the last `extract`."""
-        return self.folder(dataset) / CURRENT
+def features_folder(root: Location, dataset: str) -> Location:
+    """Return the folder of a data set's stores, below a folder or a URL; `CURRENT` in it names the last one."""
+    return root / FEATURES / dataset
 
 
 @dataclass(frozen=True)

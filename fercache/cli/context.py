@@ -156,31 +156,25 @@ def location_options(function: F) -> F:
     @click.option("--stages", type=FILE, default=None, help="Folder of recipes.")
     @functools.wraps(function)
     def command(cache: Location | None, local_cache: Path | None, stages: Path | None, **typed: Any) -> None:
-        context = (click.get_current_context().find_object(Context) or Context()).moved(cache, local_cache, stages)
-        recipe.check_folder(stages)
-        end_command(function, context, typed)
+        # Slurm and kill send SIGTERM: it ends a run as cleanly as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        context = click.get_current_context().find_object(Context) or Context()
+        try:
+            code = function(context.moved(cache, local_cache, stages), **typed)
+        except FercacheError as error:
+            print_error(str(error))
+            code = error.exit_code
+        except KeyboardInterrupt:
+            print_error("stopped; everything committed is kept, run the same command again to continue")
+            code = STOPPED
+        except OSError as error:  # disk full, permission lost, file system gone: not a bug of the program
+            print_error(f"{error.filename or 'the file system'}: {error.strerror or error}\n"
+                        "  next: free disk space or fix permissions, then run the same command again; "
+                        "everything committed is kept")
+            code = BrokenOff.exit_code
+        if code:
+            sys.exit(code)
     return cast(F, command)
-
-
-def end_command(function: Callable[..., Any], context: Context, typed: dict[str, Any]) -> None:
-    """Run a command and exit with its code."""
-    # Slurm and kill send SIGTERM: it ends a run as cleanly as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        code = function(context, **typed)
-    except FercacheError as error:
-        print_error(str(error))
-        code = error.exit_code
-    except KeyboardInterrupt:
-        print_error("stopped; everything committed is kept, run the same command again to continue")
-        code = STOPPED
-    except OSError as error:  # disk full, permission lost, file system gone: not a bug of the program
-        print_error(f"{error.filename or 'the file system'}: {error.strerror or error}\n"
-                    "  next: free disk space or fix permissions, then run the same command again; "
-                    "everything committed is kept")
-        code = BrokenOff.exit_code
-    if code:
-        sys.exit(code)
 
 
 def print_error(text: str) -> None:

@@ -19,7 +19,7 @@ from fercache.errors import InputError
 from fercache.recipe import Context, log_issues, split_names
 from fercache.runtime.progress import format_bytes
 from fercache.runtime.uri import Location, Url
-from fercache.workspace import Features
+from fercache.workspace import features_folder
 
 if TYPE_CHECKING:
     from fercache.data.base import Dataset
@@ -440,7 +440,7 @@ def import_command(context: Context, path: Path, as_: str, fps: float, **typed: 
 
     first_frame = typed.pop("first_frame")  # of the imported table, not of the data set's labels
     dataset = context.dataset(typed, record=True)
-    report = importer.import_features(path, as_, Features(context.features).folder(dataset.name), fps=fps,
+    report = importer.import_features(path, as_, features_folder(context.features, dataset.name), fps=fps,
                                       first_frame=first_frame)
     log_issues(Issue(where=clip, message=message.removeprefix(f"{clip}: ")) for clip, message in report.failed.items())
     log.info("%d clips imported (%d frames), %d cached, %d failed", len(report.clips), report.frames,

@@ -439,12 +439,8 @@ def run_audit(oof: OofLogits, config: AuditConfig, store: EmbeddingStore | None 
               weights: Path | None = None) -> Iterator[Issue]:
     """Yield the result of each check of logits, and of the store and the data set behind them, as soon as it ends.
 
-    Raises InputError if `--full` needs a data set, and there is none.
-
-    Parameters
-    ----------
-    training, scratch : how `--full` trains the heads again, and a folder that it may fill.
-    weights : the folder of CNN weights; `scratch` has none, and fine-tuning needs them.
+    `training`, `scratch`: how `--full` trains the heads again, and a folder that it may fill. `weights`: the folder of
+    CNN weights, for fine-tuning. Raises InputError if `--full` needs a data set, and there is none.
     """
     yield check_splits(oof)
     yield check_folds(oof)

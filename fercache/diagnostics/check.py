@@ -131,12 +131,8 @@ def check_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh
     """Return counts and issues of a data set's clips and labels, and the cost of extracting them.
 
     Reads names and sizes of crops, and header and first frame of videos. ``cache/index/<dataset>.json`` stores them
-    with the modification time of each folder, so a second check reads only what changed.
-
-    Parameters
-    ----------
-    fresh : read every folder again and ignore the index.
-    rate : assumed frames per second; 0: as measured by earlier runs of `extract`.
+    with the modification time of each folder, so a second check reads only what changed, unless `fresh`. `rate`:
+    assumed frames per second; 0: as measured by earlier runs of `extract`.
     """
     started = time.monotonic()
     index, tables = _index_and_tables(dataset, cache, fresh)

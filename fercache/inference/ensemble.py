@@ -24,7 +24,7 @@ from fercache.data.base import UNKNOWN, Dataset, Trial
 from fercache.data.demo import DEMO
 from fercache.errors import InputError
 from fercache.inference import starter
-from fercache.oof import OofLogits, Provenance
+from fercache.oof import ROWS, OofLogits, Provenance
 from fercache.runtime.uri import Location
 from fercache.stacking.run_metrics import StackMetrics, read_metrics
 from fercache.stacking.stack import run_without_sound
@@ -117,16 +117,13 @@ def find_mute_run(models: SelectedModels) -> Path | None:
 
 
 def _reads(file: Path, fingerprint: str, causal: bool) -> bool:
-    """Return whether a stack run read the logits of this fingerprint, and is causal if that is asked for.
-
-    False for a run of another version.
-    """
+    """Return whether a stack run of this version read these logits, and is causal if that is asked for."""
     try:
         run = read_metrics(file)
-        return run.logits.fingerprint == fingerprint and (run.causal or not causal)
     except InputError as error:
         log.debug("%s", error)
         return False
+    return run.logits.fingerprint == fingerprint and (run.causal or not causal)
 
 
 def _metrics(folder: Path) -> StackMetrics:
@@ -170,10 +167,8 @@ class LoadedHeads:
                       force: bool = False) -> dict[str, NDArray[np.float64]]:
         """Return head -> probabilities of each frame of a stored clip, ``(T, C)``, the mean over the folds' models.
 
-        `force`: predict even if the features were extracted with other settings than those of the heads.
-
-        Raises InputError if the store has other features than the heads were trained on; NotInStore if the store has no
-        such clip.
+        Raises InputError if the store has other features than the heads were trained on, unless `force`; NotInStore if
+        the store has no such clip.
         """
         from fercache.runtime.devices import resolve_device  # torch
         from fercache.training.inference import load_trained, predict_new
@@ -192,15 +187,12 @@ FORMAT = 1  # part of the fingerprint; increased whenever the code changes the l
 MOST_BYTES = 256 << 20
 # Decimals to which the frame interval of clips (seconds) must agree for one batch: equal intervals, equal windows.
 RATE_DIGITS = 6
-FRAME_ARRAYS = ("index", "time_s", "valid", "label")
 
 
 def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     """Return the data set with labels as indices into the heads' `classes`, matched by name.
 
-    Raises InputError if the data set and the heads share no class.
-
-    Labels of other classes are dropped; the notice of the data set lists them.
+    Labels of other classes are dropped; the notice of the data set lists them. Raises InputError if no class is shared.
     """
     if tuple(dataset.classes) == tuple(classes):
         return dataset
@@ -215,9 +207,8 @@ def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     index = np.array([*names.to, UNKNOWN], np.int16)  # the last entry maps -1 (not annotated) to itself
     trials = tuple(replace(t, labels=None if t.labels is None else index[t.labels], clip_label=int(index[t.clip_label]))
                    for t in dataset.trials)
-    dropped = ""
-    if names.source_only:
-        dropped = f"labels of {', '.join(names.source_only)} are left out: the heads do not know them"
+    dropped = (f"labels of {', '.join(names.source_only)} are left out: the heads do not know them"
+               if names.source_only else "")
     return replace(dataset, classes=tuple(classes), trials=trials,
                    notice="; ".join(filter(None, (dataset.notice, dropped))))
 
@@ -266,12 +257,12 @@ def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore | MultiStoreVie
         for i, start, stop in zip(batch, features.offsets[:-1], features.offsets[1:], strict=True):
             rows = slice(int(start), int(stop))
             parts[i] = {"logits": {head: values[rows] for head, values in predicted.items()},
-                        **{name: getattr(features, name)[rows] for name in FRAME_ARRAYS}}
+                        **{name: getattr(features, name)[rows] for name in ROWS}}
         log.info("%d of %d clips predicted", len(parts), len(trials))
     ordered = [parts[i] for i in range(len(trials))]  # batches follow the frame rate, not the order of the trials
     return {"offsets": np.concatenate([[0], np.cumsum([len(part["label"]) for part in ordered])]).astype(np.int64),
             "logits": {head: np.concatenate([part["logits"][head] for part in ordered]) for head in requested},
-            **{name: np.concatenate([part[name] for part in ordered]) for name in FRAME_ARRAYS}}
+            **{name: np.concatenate([part[name] for part in ordered]) for name in ROWS}}
 
 
 def _batches(trials: Sequence[Trial], store: EmbeddingStore | MultiStoreView, row_bytes: int) -> Iterator[list[int]]:
@@ -305,7 +296,7 @@ FREE = ("augmentations", "augmentation_version", "calibration", "embed_version",
 own, the calibration belongs to the precision, the version to embed-every)."""
 SMALL_LOSS = {"precision": PRECISIONS, "embed_every": ("1", "2", "3", "4", "5", "auto")}
 """Values between which all heads lose little; docs/results/extract.md has the measured losses."""
-LATER = {"embed_every": "1"}  # settings that a store holds only if they are not at their default
+LATER = {entry.name: entry.default for entry in fields(ExtractConfig) if entry.metadata["later"]}
 NOT_COPIED = ("faces", "weights", "augmentations")
 """Settings that are not copied from the heads' store: the new clips or the user decide."""
 OF_IMPORT = (IMPORTED, "content", "fps", "first_frame")
@@ -316,15 +307,10 @@ def extract_config_of(wanted: Mapping[str, Any], defaults: ExtractConfig,
                       overrides: Mapping[str, Any]) -> ExtractConfig:
     """Return the settings of stage one: those of the heads' store, overridden by the user's.
 
-    Augmentations are for training only, so none are computed. The face policy follows from the clips; `check_match`
-    compares it later.
-
-    Parameters
-    ----------
-    wanted : settings of the store that the heads were trained on.
-    defaults : source of the device, the threads, and the path of custom weights.
-    overrides : settings that the user gave by flag.
+    `wanted`: of the heads' store. `defaults`: has the device, the threads, and the path of custom weights.
     """
+    # Augmentations are for training only, so none are computed. The face policy follows from the clips; `check_match`
+    # compares it later.
     numbers = {entry.name for entry in fields(ExtractConfig) if entry.metadata["numbers"]}
     # A complete record without a setting has it at its default, whatever the recipe of stage one holds.
     wanted = {**LATER, **wanted} if "precision" in wanted else wanted
@@ -340,13 +326,8 @@ def find_joined(base: Location, wanted: Mapping[str, Any], clips: Sequence[str],
                 causal: bool = False) -> dict[str, ReadableStore]:
     """Return label -> the store beside the one at `base` that was made like the one which the heads read as this label.
 
-    Raises InputError if no store fits; imported ones must be imported first.
-
-    Parameters
-    ----------
-    wanted : settings of the features that the heads were trained on.
-    clips : of several stores that fit equally, the one with the most of these clips is taken.
-    causal : how they are opened.
+    `wanted`: settings of the features that the heads were trained on. Of several stores that fit equally, the one with
+    the most of the `clips` is taken. Raises InputError if none fits; imported ones must be imported first.
     """
     others: dict[str, ReadableStore] = {}
     beside = siblings(base, causal) if wanted.get(JOINED) else []
@@ -369,16 +350,10 @@ def find_joined(base: Location, wanted: Mapping[str, Any], clips: Sequence[str],
 
 def check_match(wanted: Mapping[str, Any], have: Mapping[str, Any], *, taps: Sequence[str], stored_taps: Sequence[str],
                 where: Path, force: bool) -> tuple[str, ...]:
-    """Return the differences between the features that the heads were trained on and the new ones.
+    """Return the differences between the features that the heads at `where` were trained on and the new ones.
 
-    Raises InputError if a setting differs and `force` is off, or a tap that the heads read is missing.
-
-    Parameters
-    ----------
-    wanted, have : settings of the two stores.
-    taps, stored_taps : taps that the heads read, and taps of the new features.
-    where : folder of the heads.
-    force : continue in spite of differences.
+    `wanted`, `taps`: settings and taps of the heads' features; `have`, `stored_taps`: of the new ones. Raises
+    InputError if a setting differs and `force` is off, or a tap that the heads read is missing.
     """
     missing = [tap for tap in taps if tap not in stored_taps]
     if missing:

@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAME = "predict"  # name of the data set, and so of its folder in the cache, of all clips given on the command line
-MISSING_PATH = "no such file or folder"
 
 
 def clips_dataset(paths: Sequence[Path]) -> Dataset:
@@ -66,9 +65,22 @@ def clips_dataset(paths: Sequence[Path]) -> Dataset:
     clips: dict[Path, Kind] = {}
     problems: list[Issue] = []
     for path in paths:
-        new_clips, new_problems = _scan_path(path)
-        clips.update(new_clips)
-        problems += new_problems
+        kind = kind_at(path)
+        if kind == "video":
+            clips[path.resolve()] = kind
+            continue
+        try:
+            if kind is None:
+                raise InputError("no such file or folder", hint="check the path")
+            scanned = scan(path.resolve())
+        except InputError as error:
+            problems.append(Issue(where=str(path), message=error.what, hint=error.hint))
+            continue
+        problems += scanned.problems
+        clips.update(found := dict(scanned.clips()))
+        if not found:
+            problems.append(Issue(where=str(path), message="no clip in this folder",
+                                  hint="a clip is a video file or a folder of pictures 00001.jpg, 00002.jpg .."))
     if not clips:
         first = problems[0] if problems else Issue(where="predict", message="no clip was named")
         raise InputError(first.message, where=first.where,
@@ -103,40 +115,16 @@ def _name_options(trial: Trial) -> Iterator[str]:
         yield trial.name
 
 
-def _scan_path(path: Path) -> tuple[dict[Path, Kind], list[Issue]]:
-    """Return the clips at a path, and its problems."""
-    kind = kind_at(path)
-    if kind is None:
-        return {}, [Issue(where=str(path), message=MISSING_PATH, hint="check the path")]
-    if kind == "video":
-        return {path.resolve(): kind}, []
-    try:
-        scanned = scan(path.resolve())
-    except InputError as error:
-        return {}, [Issue(where=str(path), message=error.what, hint=error.hint)]
-    problems = list(scanned.problems)
-    clips = dict(scanned.clips())
-    if not clips:
-        problems.append(Issue(where=str(path), message="no clip in this folder",
-                                hint="a clip is a video file or a folder of pictures 00001.jpg, 00002.jpg .."))
-    return clips, problems
-
-
 # Clips that the heads were trained on: a score on them would be too high, so they are not scored.
 
 def training_sources(trials: Sequence[Trial], store: EmbeddingStore, oof: OofLogits, dataset: str,
                      features: Path) -> frozenset[str]:
     """Return the names of the trials whose group, or whose file, the heads of `oof` were trained on.
 
-    Groups are compared within one data set only: two sets may both have a `video1`. Files are compared by the SHA-256
-    in the clip's manifest, so a renamed file is recognized as long as the store of the heads exists.
-
-    Parameters
-    ----------
-    store : features of the trials.
-    dataset : name of the data set of the trials.
-    features : folder of the stores of the data set that the heads were trained on.
+    `dataset`: of the trials, whose features are in `store`. `features`: folder of the stores of the heads' data set.
     """
+    # Groups are compared within one data set only: two sets may both have a `video1`. Files are compared by the SHA-256
+    # in the clip's manifest, so a renamed file is recognized as long as the store of the heads exists.
     groups = oof.fold_groups()
     sources: set[Any] = set()
     try:
@@ -306,14 +294,8 @@ class Predictions:
         return f"{count} predicted by heads {heads}{terms}\n{as_text(self.__rich__())}"
 
 
-def predict_dataset(request: PredictJob, cache: Path) -> Predictions:
-    """Predict all clips of a job; a clip that cannot be read is recorded, and the others are predicted.
-
-    Features and logits are cached like those of any data set, so a second run computes neither.
-
-    Raises InputError if the features or the classes of the labels do not match those that the heads were trained on;
-    FercacheError if no clip could be predicted.
-    """
+def _predict_dataset(request: PredictJob, cache: Path) -> Predictions:
+    """Predict all clips of a job; features and logits are cached like those of any data set."""
     dataset = ensemble.labelled_as(request.dataset, request.models.logits_file.classes)
     files = checkpoints.record_files(request.models.heads)
     if not files:
@@ -344,9 +326,10 @@ def predict_dataset(request: PredictJob, cache: Path) -> Predictions:
 def predict_clips(context: Context, paths: Sequence[Path], typed: Mapping[str, Any], *, heads: Path | None = None,
                   stack_run: Path | None = None, store: Path | None = None, force: bool = False,
                   causal: bool | None = None, out: Path | None = None) -> Predictions:
-    """Predict the clips at `paths`, or the data set that `typed` names.
+    """Predict the clips at `paths`, or the data set that `typed` names; a clip that cannot be read is recorded.
 
-    Raises as `select_models` and `predict_dataset` do, and InputError if clips are named both ways, or not at all.
+    Raises as `select_models` does, InputError if clips are named both ways, or not at all, or if features or classes do
+    not match those that the heads were trained on, and FercacheError if no clip could be predicted.
 
     Parameters
     ----------
@@ -365,23 +348,18 @@ def predict_clips(context: Context, paths: Sequence[Path], typed: Mapping[str, A
                              hint="leave it out: it belongs to `fercache extract`")
     config = recipe.make_config(StackConfig, "stack", context.stages, {"causal": causal})
     models = ensemble.select_models(context.cache, heads, stack_run, _recipe_dataset(context), causal=config.causal)
-    # Labels that are numbers are indices of the heads' classes.
-    dataset = (_dataset_of(paths) if paths else
-               context.dataset({**typed, "classes": typed.get("classes") or models.logits_file.classes}))
+    if paths:
+        dataset = clips_dataset(paths)
+        recipe.log_issues(dataset.problems)
+    else:  # labels that are numbers are indices of the heads' classes
+        dataset = context.dataset({**typed, "classes": typed.get("classes") or models.logits_file.classes})
     # All other settings of extraction are those that the heads were trained on.
     machine = {name: typed.get(name) for name in ("device", "threads", "weights")}
     names = [entry.name for entry in fields(ExtractConfig)]
-    return predict_dataset(PredictJob(
+    return _predict_dataset(PredictJob(
         dataset=dataset, models=models, out=out, store=store, force=force, stack=config,
         defaults=recipe.make_config(ExtractConfig, "extract", context.stages, machine),
         overrides={name: value for name, value in typed.items() if name in names}), context.cache)
-
-
-def _dataset_of(paths: Sequence[Path]) -> Dataset:
-    """Return the clips at `paths`, and log the problems."""
-    dataset = clips_dataset(paths)
-    recipe.log_issues(dataset.problems)
-    return dataset
 
 
 def _recipe_dataset(context: Context) -> str:

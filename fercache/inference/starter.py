@@ -86,10 +86,7 @@ def _digest(folder: Path) -> str:
 def evaluate_starter(oof: OofLogits, config: StackConfig) -> StackResult:
     """Return the starter's predictions of new trials, smoothed over time, with scores where there are labels.
 
-    Parameters
-    ----------
-    oof : the starter heads' logits of the trials.
-    config : the policy for frames without a face, whether later frames may be used, and the bootstrap.
+    Of `config` the policy for frames without a face, `causal` and the bootstrap are used.
     """
     started = time.monotonic()
     # The starter has no temporal head: a policy that needs one falls back to the nearest face.

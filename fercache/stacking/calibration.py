@@ -73,14 +73,18 @@ def apply_by_fold(oof: OofLogits, probabilities: Probs, temperatures: dict[int, 
     return apply_temperature(probabilities, oof.per_row(per_trial)[:, None])
 
 
+def bin_counts(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return rows, sum of confidence, and hits in each of `BINS` equal bins of confidence, ``(3, BINS)``."""
+    bin_index = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    return np.stack([np.bincount(bin_index, weights, BINS) for weights in (np.ones(len(right)), confidence, right)])
+
+
 def reliability(probabilities: Probs, label: NDArray[Any]) -> Reliability:
     """Return the expected calibration error, and the accuracy in each bin of confidence."""
     labeled = label >= 0
-    confidence, right = probabilities[labeled].max(1), probabilities[labeled].argmax(1) == label[labeled]
-    bin_index = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    rows = np.bincount(bin_index, minlength=BINS)
-    mean = np.bincount(bin_index, confidence, BINS) / np.maximum(rows, 1)
-    hits = np.bincount(bin_index, right, BINS) / np.maximum(rows, 1)
+    rows, total, right = bin_counts(probabilities[labeled].max(1),
+                                    probabilities[labeled].argmax(1) == label[labeled])
+    mean, hits = total / np.maximum(rows, 1), right / np.maximum(rows, 1)
     error = float((rows * np.abs(mean - hits)).sum() / max(rows.sum(), 1))
     bins = tuple(ReliabilityBin(rows=int(n), confidence=round(float(c), 6), accuracy=round(float(h), 6))
                  for n, c, h in zip(rows, mean, hits, strict=True) if n)

@@ -200,12 +200,8 @@ def evaluate(folder: Path, oof: OofLogits, config: StackConfig, *, mute: Path | 
              silent: Collection[str] = ()) -> StackResult:
     """Return the predictions of the run in `folder` for new trials, with the scores of every candidate on them.
 
-    The learned columns come from the model of all folds; a run on too few groups has none.
-
-    Parameters
-    ----------
-    config : only its bootstrap draws and seed are used; the run determines everything else.
-    mute, silent : folder of the run for clips without sound, and the trials that it predicts.
+    The learned columns come from the model of all folds; a run on too few groups has none. Of `config` only bootstrap
+    draws and seed are used. `mute`, `silent`: folder of the run for clips without sound, and the trials it predicts.
     """
     started = time.monotonic()
     inference = StackInference.of(folder, oof)

@@ -53,11 +53,8 @@ def settings_for(head: str, config: TrainConfig, device: str, *, oof_input: bool
                  starter: HeadSettings | None = None) -> HeadSettings:
     """Return the settings to train a head with: those of the recipe, else the head's own.
 
-    Parameters
-    ----------
-    oof_input : whether there are out-of-fold logits that temporal heads can read.
-    few_groups : whether there are too few groups to choose the number of epochs.
-    starter : settings of the starter that the head begins with.
+    `oof_input`: there are out-of-fold logits that temporal heads can read. `few_groups`: too few to choose the number
+    of epochs. `starter`: settings of the starter that the head begins with.
     """
     spec = HEADS[head]
     settings = spec.settings

@@ -34,12 +34,9 @@ FRAMES_PER_BATCH = 4096
 
 
 def oof_features(log_probs: NDArray[np.float32], features: FrameDataset, *, with_change: bool = True) -> FrameDataset:
-    """Return features of the same frames whose rows are log-probabilities and the change since the last frame.
+    """Return features of the same frames: log-probabilities of the frame head, (R, C), and the change between frames.
 
-    Parameters
-    ----------
-    log_probs : (R, C), of the frame head.
-    with_change : False leaves the change at 0 (to measure how long a step takes).
+    `with_change`: False leaves the change at 0 (to measure how long a step takes).
     """
     change = frame_change(features) if with_change else np.zeros(len(log_probs), np.float32)
     rows = np.column_stack([log_probs, change]) * features.valid[:, None]
@@ -184,10 +181,7 @@ def load_trained(folder: Path) -> HeadFolder:
 
 
 def predict_new(trained: HeadFolder, features: FrameDataset, device: str = "cpu") -> dict[str, NDArray[np.float32]]:
-    """Return head -> (R, C) log-probabilities of every row of `features`, the mean over the folds' models.
-
-    `features`: of new trials, from `HeadFolder.load_features`.
-    """
+    """Return head -> (R, C) log-probabilities of new trials' features, the mean over the folds' models."""
     record, requested = trained.record, trained.record.requested
     if features.layout != record.taps:
         loaded = ", ".join(part.tap for part in features.layout)
@@ -200,8 +194,7 @@ def predict_new(trained: HeadFolder, features: FrameDataset, device: str = "cpu"
         for head in sorted(requested.needs, key=lambda name: name != FRAME):
             members = [checkpoints.load_checkpoint(RunKey(head=head, fold=fold, member=m).path(trained.folder), device)
                        for m in range(requested.ensemble)]
-            temporal = members[0].record.settings.temporal_input and oof is not None
-            inputs = oof if temporal and oof is not None else input_of(head, features)
+            inputs = oof if members[0].record.settings.temporal_input and oof else input_of(head, features)
             log_probs = mean_log_probs(members, inputs, range(len(features.offsets) - 1), device)
             if head == FRAME and len(requested.needs) > 1:
                 oof = oof_features(log_probs, features)

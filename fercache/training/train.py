@@ -66,13 +66,11 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
                 make_current: bool = True, weights: Path | None = None) -> TrainReport:
     """Train all heads and write their out-of-fold logits; a run that was finished before is not repeated.
 
+    `make_current`: the later stages read these logits by default. `weights`: folder of CNN weights, for heads that
+    train the backbone's last blocks; by default the cache's own.
+
     Raises InputError if there is nothing to train on: no labels, fewer than two groups with labels, or a group in two
     splits.
-
-    Parameters
-    ----------
-    weights : folder of CNN weights, for heads that train the backbone's last blocks; by default the cache's own.
-    make_current : whether these logits become the data set's current ones, which the later stages read by default.
     """
     started = time.monotonic()
     # The joined store's settings, digest and taps include the stores that were joined.

@@ -80,13 +80,7 @@ def _faces(trial: Trial, clip: Clip) -> list[tuple[float, NDArray[np.uint8]]]:
 
 def draw_clip(name: str, classes: Sequence[str], series: ClipPredictions, trial: Trial | None,
               clip: Clip | None) -> Figure:
-    """Return the timeline of one clip.
-
-    Parameters
-    ----------
-    name : shown above the picture.
-    trial, clip : source and boxes of the faces; without a stored clip none are drawn.
-    """
+    """Return the timeline of one clip. `trial`, `clip`: source and boxes of the faces; without them none are drawn."""
     # Imported here: matplotlib takes a second to load, which a run with nothing to draw saves.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -121,14 +121,8 @@ def make_report(preds: Path, out: Path, cache: Path, *, check: Path | None = Non
                 ablation: Path | None = None) -> ReportResult:
     """Write the report to `out`, one HTML file that needs no other file and no network; return its contents.
 
-    Raises InputError if a file is missing or unreadable.
-
-    Reads one clip at a time: memory holds the drawn points, never all frames.
-
-    Parameters
-    ----------
-    preds : predictions of `stack` or `predict`, with their metrics beside them.
-    check, ablation : files of those commands; without them the page explains how to get them.
+    Reads one clip at a time: memory holds the drawn points, never all frames. `check`, `ablation`: files of those
+    commands; without them the page explains how to get them. Raises InputError if a file is missing or unreadable.
     """
     run = collect.gather_run_info(preds, cache, check, ablation)
     found = collect.collect_report_data(preds, run.oof, run.imported)

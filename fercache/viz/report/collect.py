@@ -24,7 +24,7 @@ from fercache.oof import OofLogits, Provenance
 from fercache.results import io, smoothing
 from fercache.results.io import ClipPredictions, PredictionsFile
 from fercache.runtime import atomic_io
-from fercache.stacking import inputs
+from fercache.stacking import calibration, inputs
 from fercache.stacking.run_metrics import LogitsRecord, SplitMetrics, StackMetrics, read_metrics
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.workspace import FAILURES_OF_ANY_PART, Workspace
@@ -74,10 +74,7 @@ class RunInfo:
 def gather_run_info(preds: Path, cache: Path, check: Path | None = None, ablation: Path | None = None) -> RunInfo:
     """Return the records of the runs behind `preds`.
 
-    Parameters
-    ----------
-    check : file with the output of ``fercache check --json``.
-    ablation : table of ``fercache ablation``, JSON or CSV.
+    `check`: file with the output of ``fercache check --json``; `ablation`: table of ``fercache ablation``, JSON or CSV.
     """
     path = io.metrics_path(preds)
     recorded = read_metrics(path) if path.is_file() else None
@@ -228,7 +225,6 @@ def _most_frequent(values: NDArray[np.integer], start: NDArray[np.int64], classe
 
 BUDGET = 14_000_000  # bytes of the page for timelines; with plotly (4.8 MB) and pictures the page stays under 30 MB
 MOST_POINTS, LEAST_POINTS = 4000, 24
-BINS = 15
 MISTAKES = 24
 MISTAKES_A_CLIP = 2
 # Frames of the shortest shown mistake: a shorter one is a border that is a few frames off.
@@ -278,8 +274,7 @@ class ReportData:
     heads: tuple[str, ...] = ()
     clips: list[ClipSummary] = field(default_factory=list)
     matrix: dict[str, metrics.Counts] = field(default_factory=dict)  # split -> (C, C) counts
-    # split -> (3, BINS) frames, sum of probabilities, hits by probability
-    bins: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    bins: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # split -> `calibration.bin_counts`
     mistakes: list[Mistake] = field(default_factory=list)
     # score of the heads' mean against the half-width of smoothing; None without a logits file
     curve: SmoothingCurve | None = None
@@ -351,11 +346,8 @@ def _count(found: ReportData, split: str, rows: ClipPredictions) -> None:
     classes = len(found.classes)
     counts = metrics.confusion(rows.label, rows.label_pred, classes)
     found.matrix[split] = found.matrix.get(split, np.zeros((classes, classes), np.int64)) + counts
-    prob = rows.probs[known].max(1)
-    bin_index = np.minimum((prob * BINS).astype(np.int64), BINS - 1)
-    hit = (rows.label == rows.label_pred)[known].astype(float)
-    more = np.stack([np.bincount(bin_index, weights, BINS) for weights in (np.ones(len(prob)), prob, hit)])
-    found.bins[split] = found.bins.get(split, np.zeros((3, BINS))) + more
+    more = calibration.bin_counts(rows.probs[known].max(1), (rows.label == rows.label_pred)[known])
+    found.bins[split] = found.bins.get(split, np.zeros_like(more)) + more
 
 
 def _mistakes(name: str, split: str, rows: ClipPredictions) -> Iterator[Mistake]:
