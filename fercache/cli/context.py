@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import signal
 import sys
 import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+import fercache
 from fercache import recipe
 from fercache.config import Config, DatasetConfig, ExtractConfig, TrainConfig
 from fercache.errors import BrokenOff, FercacheError, InputError
 from fercache.recipe import Context
-from fercache.runtime.uri import Location, as_location
+from fercache.runtime.uri import Location, Url, as_location
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from fercache.store.embedding_store import EmbeddingStore
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,7 +55,6 @@ class LocationType(click.ParamType[Location]):
 
 LOCATION, FILE = LocationType(), click.Path(path_type=Path)
 STORE = click.option("--store", type=LOCATION, help="Embedding store.  [default: the last one extracted]")
-LOCAL_STORE = click.option("--store", type=FILE, help="Embedding store.  [default: the last one extracted]")
 LOGITS_FILE = click.option("--logits-file", type=FILE, help="Out-of-fold logits.  [default: of the last training]")
 PREDS = click.option("--preds", type=FILE, default=Path("preds.csv"), show_default=True,
                      help="Predictions of `fercache stack`: .csv, .csv.gz or .parquet.")
@@ -148,33 +154,71 @@ def _help(entry: dataclasses.Field[Any], instead: str) -> str:
 STOPPED = 130
 
 
-def location_options(function: F) -> F:
-    """Give a command --cache, --local-cache and --stages, and turn expected errors into a message and an exit code."""
-    @click.option("--cache", type=LOCATION, default=None,
-                  help="Folder for everything that is generated, or a URL for the features.")
-    @click.option("--local-cache", type=FILE, default=None, help="See `fercache --help`.")
-    @click.option("--stages", type=FILE, default=None, help="Folder of recipes.")
-    @functools.wraps(function)
-    def command(cache: Location | None, local_cache: Path | None, stages: Path | None, **typed: Any) -> None:
-        # Slurm and kill send SIGTERM: it ends a run as cleanly as Ctrl-C does.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        context = click.get_current_context().find_object(Context) or Context()
-        try:
-            code = function(context.moved(cache, local_cache, stages), **typed)
-        except FercacheError as error:
-            print_error(str(error))
-            code = error.exit_code
-        except KeyboardInterrupt:
-            print_error("stopped; everything committed is kept, run the same command again to continue")
-            code = STOPPED
-        except OSError as error:  # disk full, permission lost, file system gone: not a bug of the program
-            print_error(f"{error.filename or 'the file system'}: {error.strerror or error}\n"
-                        "  next: free disk space or fix permissions, then run the same command again; "
-                        "everything committed is kept")
-            code = BrokenOff.exit_code
-        if code:
-            sys.exit(code)
-    return cast(F, command)
+LOCATIONS = (
+    click.Option(["--cache"], type=LOCATION,
+                 help="Folder for everything that is generated, or a URL for the features."),
+    click.Option(["--local-cache"], type=FILE, help="See `fercache --help`."),
+    click.Option(["--stages"], type=FILE, help="Folder of recipes."))
+"""Options of all commands."""
+
+
+def command(name: str, *kinds: type[Config], group: click.Group | None = None
+            ) -> Callable[[Callable[..., int]], click.Command]:
+    """Return a decorator that makes a command of a function, with an option for each field of the configurations.
+
+    The function takes the context of the command's caches and recipes, and returns the exit code. Expected errors end
+    it with a message and an exit code.
+    """
+    def make(function: Callable[..., int]) -> click.Command:
+        for kind in reversed(kinds):
+            function = config_options(kind)(function)
+        made = (group.command if group else click.command)(name, cls=HeadedCommand)(function)
+        made.params += LOCATIONS
+        made.callback = functools.partial(_run, function)
+        return made
+    return make
+
+
+def _run(function: Callable[..., int], cache: Location | None, local_cache: Path | None, stages: Path | None,
+         **typed: Any) -> None:
+    # Slurm and kill send SIGTERM: it ends a run as cleanly as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    context = click.get_current_context().find_object(Context) or Context()
+    try:
+        code = function(context.moved(cache, local_cache, stages), **typed)
+    except FercacheError as error:
+        print_error(str(error))
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print_error("stopped; everything committed is kept, run the same command again to continue")
+        code = STOPPED
+    except OSError as error:  # disk full, permission lost, file system gone: not a bug of the program
+        print_error(f"{error.filename or 'the file system'}: {error.strerror or error}\n"
+                    "  next: free disk space or fix permissions, then run the same command again; "
+                    "everything committed is kept")
+        code = BrokenOff.exit_code
+    if code:
+        sys.exit(code)
+
+
+def show(screen: str | RenderableType, value: Any = None, as_json: bool = False) -> None:
+    """Print text or what rich draws or, `as_json`, a value: paths and URLs become strings, records objects."""
+    if as_json:
+        screen = json.dumps(value, indent=1, default=lambda part: str(part) if isinstance(part, Path | Url)
+                            else vars(part))
+    if isinstance(screen, str):
+        click.echo(screen)
+        return
+    from rich.console import Console  # takes a tenth of a second
+
+    Console().print(screen)
+
+
+def open_store(context: Context, store: Location | None, dataset: str) -> EmbeddingStore:
+    """Return the store that a flag names, else the last one that was extracted of a data set."""
+    from fercache.extraction import job  # loads the libraries of stage one, which `fercache --help` does not need
+
+    return fercache.open_store(store or job.current_store(context.features, dataset))
 
 
 def print_error(text: str) -> None:
