@@ -252,9 +252,7 @@ class OofLogits:
         return np.unique(self.group, return_inverse=True)[1]
 
     def confusions(self, predicted: NDArray[Any], rows: NDArray[np.bool_]) -> metrics.Counts:
-        """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``.
-
-        `predicted`: (R,) classes.
+        """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``, of (R,) predicted classes.
         """
         _, group = np.unique(self.per_row(self.group_number)[rows], return_inverse=True)
         return metrics.confusions(self.label[rows], predicted[rows], group, len(self.classes),
@@ -276,10 +274,7 @@ class OofLogits:
 
     @classmethod
     def load(cls, path: Path) -> OofLogits:
-        """Return the logits in the file `path`.
-
-        Raises StoreError if the file is absent, damaged, or of another format.
-        """
+        """Return the logits in a file; raise StoreError if it is absent, damaged, or of another format."""
         with open_oof(path) as oof:
             try:
                 return replace(oof, **{name: getattr(oof, name)[:] for name in ROWS},
@@ -310,10 +305,7 @@ def _read_head(file: h5py.File) -> dict[str, Any]:
 
 @contextmanager
 def open_oof(path: Path) -> Iterator[OofLogits]:
-    """Yield the logits in the file `path`; rows are read when they are sliced, so that files of any size can be open.
-
-    Raises StoreError if the file is absent, damaged, or of another format.
-    """
+    """Yield the logits in a file as `OofLogits.load` does; rows are read when sliced, so it may be of any size."""
     try:
         file = h5py.File(path, "r")
     except (OSError, ValueError) as error:  # a ValueError: no name of a file, from a damaged pointer

@@ -170,10 +170,7 @@ class Workspace:
         atomic_io.write_json(path.parent / CURRENT, CurrentLogits(path.name))
 
     def current_logits_file(self, dataset: str) -> Path:
-        """Return the logits file of the last `train-heads` of this data set.
-
-        Raises InputError if no heads were trained yet.
-        """
+        """Return the logits file of the last `train-heads` of this data set; raise InputError before the first."""
         pointer = self.logits(dataset) / CURRENT
         if not pointer.is_file():
             raise InputError("no heads were trained yet", where=pointer.parent, hint="run `fercache train-heads` first")

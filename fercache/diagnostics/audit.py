@@ -249,10 +249,7 @@ PREFERRED_TAPS = ("embedding", "block8")
 
 
 def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Issue:
-    """Return pairs of frames of two groups with nearly parallel cached vectors; compares one frame per second.
-
-    `similar`: smallest cosine of a listed pair.
-    """
+    """Return pairs of frames of two groups, one frame a second, with a cosine of `similar` or more."""
     check = "near-duplicate frames"
     tap = next((name for name in PREFERRED_TAPS if name in store.taps), next(iter(store.taps), ""))
     rows, trial = one_row_per_second(oof, np.ones(len(oof.label), bool), store)

@@ -23,6 +23,7 @@ from fercache.oof import OofLogits, Provenance
 from fercache.results.smoothing import moving_mean, window_reach
 from fercache.runtime import atomic_io
 from fercache.stacking import calibration, candidates, nested_cv, report
+from fercache.stacking.run_metrics import FinalRecord
 from fercache.stacking.stack import StackResult
 from fercache.training import checkpoints
 from fercache.training.train import STARTER_FEATURES
@@ -55,10 +56,7 @@ class StarterCard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load_card(folder: Path = FOLDER) -> StarterCard:
-    """Return the card of the starter heads.
-
-    Raises InputError if the folder holds no starter heads: the installation is damaged.
-    """
+    """Return the card of the starter heads; raise InputError without one: the installation is damaged."""
     path = folder / CARD
     try:
         return atomic_io.read_record(path, StarterCard)
@@ -95,7 +93,7 @@ def evaluate_starter(oof: OofLogits, config: StackConfig) -> StackResult:
     probs = candidates.gather_candidates(oof, NOTHING_LEARNED, filler)[FRAME]
     probs = filler.refill(calibration.apply_temperature(probs, load_card().temperature))
     columns = {FRAME: probs, SMOOTHED: smooth(probs, oof, causal=config.causal)}
-    final = candidates.FinalCandidate(name=SMOOTHED, why="the starter's predictions, averaged over half a second")
+    final = FinalRecord(column=SMOOTHED, why="the starter's predictions, averaged over half a second")
     run = report.StackRun(oof=oof, config=replace(config, missing_faces=policy), nested=NOTHING_LEARNED,
                           columns=columns, final=final, rejected={},
                           temperatures=dict.fromkeys([*range(int(oof.fold.max(initial=-1)) + 1), -1], 1.0))

@@ -32,10 +32,9 @@ def apply_temperature(probabilities: Probs, temperature: NDArray[np.float64] | f
 
 def fit_temperature(probabilities: Probs, label: NDArray[Any]) -> float:
     """Return the temperature with the least cross entropy on labelled rows (Guo et al. 2017); 1 where there are none.
-
-    A golden-section search over the logarithm; above `MOST_ROWS` rows, of an even subsample.
     """
     labeled = np.flatnonzero(label >= 0)
+    # An even subsample.
     labeled = labeled[::max(1, len(labeled) // MOST_ROWS)]
     if not len(labeled):
         return 1.0
@@ -45,7 +44,7 @@ def fit_temperature(probabilities: Probs, label: NDArray[Any]) -> float:
     def cost(log_t: float) -> float:
         return -float(log_softmax(log_probs / np.exp(log_t), axis=1)[np.arange(len(truth)), truth].mean())
 
-    # Temperatures multiply, so the search runs on a log scale: .5 and 2 are equally far from 1.
+    # A golden-section search. Temperatures multiply, so it runs on a log scale: .5 and 2 are equally far from 1.
     low, high, golden = np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE), (np.sqrt(5) - 1) / 2
     for _ in range(STEPS):
         a, b = high - golden * (high - low), low + golden * (high - low)
@@ -54,9 +53,7 @@ def fit_temperature(probabilities: Probs, label: NDArray[Any]) -> float:
 
 
 def temperature_by_fold(oof: OofLogits, probabilities: Probs) -> dict[int, float]:
-    """Return each fold's temperature, fitted on the rows of the other folds; key -1: fitted on all folds.
-
-    It is 1 if there are fewer than `MIN_GROUPS_TO_CHOOSE` groups.
+    """Return each fold's temperature, fitted on the other folds (-1: on all); 1 below `MIN_GROUPS_TO_CHOOSE` groups.
     """
     fold = oof.per_row(oof.fold)
     k = int(oof.fold.max()) + 1

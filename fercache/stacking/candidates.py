@@ -16,20 +16,14 @@ from scipy.special import softmax
 
 from fercache import metrics
 from fercache.errors import InputError
-from fercache.heads import registry as head_registry
+from fercache.heads.registry import HEADS
 from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits
 from fercache.results import missing_faces
 from fercache.stacking.features import FLOOR, POOLED, log_softmax
 from fercache.stacking.nested_cv import ALL, NestedResult, Probs, predict_new
+from fercache.stacking.run_metrics import FinalRecord
 
 log = logging.getLogger(__name__)
-
-
-def _uses_later_frames(head: str, oof: OofLogits) -> bool:
-    """Return whether a head's prediction of a frame depends on later frames."""
-    # The user who imports logits decides that they are causal; a head that is unknown counts as one that looks ahead.
-    spec = head_registry.HEADS.get(head)
-    return spec.lookahead if spec is not None else head not in oof.declared
 
 
 def drop_lookahead_heads(oof: OofLogits) -> OofLogits:
@@ -37,7 +31,9 @@ def drop_lookahead_heads(oof: OofLogits) -> OofLogits:
     if oof.pooled:
         raise InputError("--causal needs one prediction per frame, not per clip", where="stack",
                          hint="drop --causal, or choose --level frame")
-    causal_heads = tuple(head for head in oof.heads if not _uses_later_frames(head, oof))
+    # The user who imports logits decides that they are causal; a head that is unknown counts as one that looks ahead.
+    causal_heads = tuple(head for head in oof.heads
+                         if (not HEADS[head].lookahead if head in HEADS else head in oof.declared))
     if not causal_heads:
         raise InputError(f"--causal: every head uses later frames: {', '.join(oof.heads)}",
                          where="stack", hint="train the head `frame`, or import logits of a causal model")
@@ -56,14 +52,6 @@ DESCRIPTIONS = {"mean": "plain mean of the heads' probabilities",
         "geometric-mean": "geometric mean of `smoothed-mean` and `logistic`",
         "stack": "LightGBM on the stacker's features, starting from `smoothed-mean`; with many groups its geometric "
                  "mean with `logistic`"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinalCandidate:
-    """The candidate that `preds.csv` holds, and the reason."""
-
-    name: str
-    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +127,7 @@ def _mean(heads: dict[str, Probs]) -> Probs:
 
 
 def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metric: str,
-                 rejected: Mapping[str, str] | None = None) -> FinalCandidate:
+                 rejected: Mapping[str, str] | None = None) -> FinalRecord:
     """Return the requested candidate, or with "auto" the one with the best out-of-fold score.
 
     Of equal scores, the one with the higher mean log-probability of the labels is taken.
@@ -155,7 +143,7 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
         if requested not in columns:
             raise InputError(f"no candidate {requested!r}", where="stack",
                              hint=f"this run gives {', '.join(columns)}")
-        return FinalCandidate(name=requested, why="selected with --select")
+        return FinalRecord(column=requested, why="selected with --select")
     groups = len(oof.fold_groups())
     skipped = {*leaky_heads(oof, columns), *(rejected or {})}
     eligible = [name for name in columns if name not in skipped]
@@ -164,9 +152,9 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
                          where="stack", hint="name one with --select, or leave the in-sample source out of --logits")
     # The best of several scores over few groups is mostly luck.
     if oof.epochs_fixed or groups < MIN_GROUPS_TO_CHOOSE:
-        return FinalCandidate(name="mean" if "mean" in eligible else eligible[0],
-                     why=f"{groups} groups: with fewer than {MIN_GROUPS_TO_CHOOSE} nothing is chosen by score, and the "
-                         "plain mean is final")
+        return FinalRecord(column="mean" if "mean" in eligible else eligible[0],
+                           why=f"{groups} groups: with fewer than {MIN_GROUPS_TO_CHOOSE} nothing is chosen by score, "
+                               "and the plain mean is final")
     p = chance_p_value(oof)
     simple = [name for name in eligible if name in oof.heads or (name == "mean" and _mean_repeats(oof))]
     at_chance = p >= MOST_P and bool(simple)
@@ -179,7 +167,7 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
     why = f"best {metric} out of fold ({scores[best]:.4f}) on the training groups"
     if at_chance:
         why += f", of heads and mean only: the heads are not above chance (p = {p:.3f}, labels permuted by group)"
-    return FinalCandidate(name=best, why=why)
+    return FinalRecord(column=best, why=why)
 
 
 def score_out_of_fold(oof: OofLogits, columns: Mapping[str, Probs], metric: str) -> dict[str, float]:

@@ -117,10 +117,8 @@ class ClipView:
         return CumulativeSums(values, np.ones(len(values), bool), causal=self.causal)
 
     def spread_to_gaps(self, values: Singles) -> Singles:
-        """Return values of all frames, ``(T, ...)``, from those of the frames that count, ``(M, ...)``.
-
-        Zeros (as logits: uniform probabilities) where a causal view has seen no face yet.
-        """
+        """Return values of all frames, ``(T, ...)``, from those of the frames that count, ``(M, ...)``."""
+        # Zeros (as logits: uniform probabilities) where a causal view has seen no face yet.
         if not len(values):
             return np.zeros((len(self.counts), *values.shape[1:]), values.dtype)
         spread = values[(np.cumsum(self.counts) - 1)[self.filled.row]]

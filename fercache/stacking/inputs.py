@@ -32,9 +32,7 @@ CLIP_LEVEL = "clip"
 
 def merge_logits(oof: OofLogits, sources: Sequence[OofLogits]) -> OofLogits:
     """Return the logits with the imported sources as further heads, matched by clip, person and frame."""
-    for source in sources:
-        oof = _with(oof, source)
-    return oof
+    return reduce(_with, sources, oof)
 
 
 def load_logits(cache: Path, dataset: str, trained: Path | None, names: Sequence[str]) -> OofLogits:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
@@ -19,7 +20,7 @@ from fercache.metrics import Scores
 from fercache.oof import OofLogits
 from fercache.results import missing_faces
 from fercache.stacking import calibration, features
-from fercache.stacking.candidates import DESCRIPTIONS, FinalCandidate, leaky_heads
+from fercache.stacking.candidates import DESCRIPTIONS, leaky_heads
 from fercache.stacking.nested_cv import LEARNED, NestedResult, Probs
 from fercache.stacking.run_metrics import (
     FORMAT,
@@ -50,7 +51,7 @@ class StackRun:
     config: StackConfig
     nested: NestedResult
     columns: dict[str, Probs]
-    final: FinalCandidate
+    final: FinalRecord  # without its temperature
     temperatures: dict[int, float]
     rejected: dict[str, str]
 
@@ -68,7 +69,7 @@ def build_report(run: StackRun, fingerprint: str) -> StackMetrics:
     return StackMetrics(
         version=FORMAT, fingerprint=fingerprint, fercache=__version__, dataset=oof.dataset, notice=oof.notice,
         classes=oof.classes, metric=run.metric, level=config.level, causal=config.causal, refit=_refit(run),
-        final=FinalRecord(column=run.final.name, why=run.final.why, temperature=run.temperatures[-1]),
+        final=msgspec.structs.replace(run.final, temperature=run.temperatures[-1]),
         temperatures={str(fold): t for fold, t in run.temperatures.items()},
         warnings=_losing(splits["train"], run.metric) if "train" in splits else (),
         flags=tuple(f"{name}: {why}" for name, why in (*leaky.items(), *run.rejected.items())), rejected=run.rejected,
@@ -144,7 +145,7 @@ def _split(run: StackRun, split: str) -> SplitMetrics | None:
 
 def _calibration(run: StackRun, rows: NDArray[np.bool_], names: Iterable[str]) -> Calibration:
     """Return the calibration error of each column, and the final one's reliability before and after its temperature."""
-    label, final = run.oof.label[rows], run.final.name
+    label, final = run.oof.label[rows], run.final.column
     found = {name: calibration.reliability(run.columns[name][rows], label) for name in names}
     if final not in found:
         return Calibration(ece={name: one.ece for name, one in found.items()})

@@ -47,7 +47,7 @@ class FinalRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     column: str
     why: str
-    temperature: float
+    temperature: float = 1.0
 
 
 class FoldGroups(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,10 +163,7 @@ def write_metrics(path: Path, metrics: StackMetrics) -> None:
 
 
 def read_metrics(path: Path) -> StackMetrics:
-    """Return the metrics of a run.
-
-    Raises InputError if the file is damaged, or another version of fercache wrote it.
-    """
+    """Return the metrics of a run; raise InputError if the file is damaged or of another version of fercache."""
     value = atomic_io.read_json(path)
     try:
         for split in value["splits"].values():

@@ -26,7 +26,7 @@ from fercache.stacking import calibration, candidates, inputs, nested_cv, report
 from fercache.stacking.candidates import GapFiller
 from fercache.stacking.nested_cv import NestedResult, Probs
 from fercache.stacking.report import as_text, score_table
-from fercache.stacking.run_metrics import FORMAT, StackMetrics, read_metrics, write_metrics
+from fercache.stacking.run_metrics import FORMAT, FinalRecord, StackMetrics, read_metrics, write_metrics
 from fercache.workspace import METRICS, Workspace
 
 if TYPE_CHECKING:
@@ -186,8 +186,8 @@ def _compute(oof: OofLogits, config: StackConfig, run_folder: Path,
     metric = config.metric or oof.metric
     rejected = candidates.find_contradictions(oof, nested, by_candidate, metric, causal=config.causal)
     final = candidates.choose_final(oof, by_candidate, config.select, metric, rejected)
-    temperatures = calibration.temperature_by_fold(oof, by_candidate[final.name])
-    tempered = calibration.apply_by_fold(oof, by_candidate[final.name], temperatures)
+    temperatures = calibration.temperature_by_fold(oof, by_candidate[final.column])
+    tempered = calibration.apply_by_fold(oof, by_candidate[final.column], temperatures)
     ppm = candidates.to_ppm(filler.refill(tempered))
     run = report.StackRun(oof=oof, config=config, nested=nested, columns=by_candidate, final=final,
                             temperatures=temperatures, rejected=rejected)
@@ -206,8 +206,7 @@ def evaluate(folder: Path, oof: OofLogits, config: StackConfig, *, mute: Path | 
     started = time.monotonic()
     inference = StackInference.of(folder, oof)
     run_metrics, ready = inference.metrics, inference.oof
-    final = candidates.FinalCandidate(name=run_metrics.final.column,
-                                      why=f"as in the run {folder.name}: {run_metrics.final.why}")
+    final = FinalRecord(column=run_metrics.final.column, why=f"as in the run {folder.name}: {run_metrics.final.why}")
     ppm, columns = inference.probs_ppm(oof), inference.columns
     if mute is not None and silent:
         heads = tuple(head for head in oof.heads if head not in HEADS or HEADS[head].sound != "only")
@@ -215,7 +214,7 @@ def evaluate(folder: Path, oof: OofLogits, config: StackConfig, *, mute: Path | 
         other = StackInference.of(mute, without)
         rows = [one.per_row(np.isin(one.trials, list(silent)))[:, None] for one in (oof, ready)]
         ppm = np.where(rows[0], other.probs_ppm(without), ppm)
-        sources = {name: other.metrics.final.column if name == final.name else name for name in columns}
+        sources = {name: other.metrics.final.column if name == final.column else name for name in columns}
         columns = {name: np.where(rows[1], other.columns[sources[name]], values)
                    if sources[name] in other.columns else values for name, values in columns.items()}
     # Without refit: no model saw the new trials.

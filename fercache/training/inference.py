@@ -72,9 +72,7 @@ def _distances(x: NDArray[np.float16], rows: NDArray[np.int64]) -> NDArray[np.fl
 
 
 def input_of(head: str, features: FrameDataset) -> FrameDataset:
-    """Return what a head reads of the loaded features: those of the picture, of sound, or both.
-
-    Raises InputError if they are not among the features.
+    """Return what a head reads of the features: those of the picture, of sound, or both; raise InputError without it.
     """
     reads = HEADS[head].sound
     if reads == "joins":

@@ -26,10 +26,7 @@ UNKNOWN_WEIGHTS = "not recorded in this cache: add them before you share the car
 
 
 def write_card(preds: Path, cache: Path) -> str:
-    """Return the card of the models behind `preds`, in Markdown.
-
-    Raises InputError if there are no metrics beside the predictions.
-    """
+    """Return the card of the models behind `preds`, in Markdown; raise InputError if there are no metrics beside it."""
     run = gather_run_info(preds, cache)
     if run.metrics is None:
         raise InputError("the metrics of the predictions are missing", where=io.metrics_path(preds),
