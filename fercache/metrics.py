@@ -94,8 +94,7 @@ class that is absent counts as an F1 of 0 in all of them."""
 
 
 def official(name: str) -> Metric:
-    """Return the metric of that name, a function of confusion matrices ``(..., C, C)``; raise InputError without one.
-    """
+    """Return the metric of that name, a function of matrices ``(..., C, C)``; raise InputError if there is none."""
     if name not in METRICS:
         raise InputError(f"unknown metric {name!r}", where="the data set", hint=f"known: {', '.join(METRICS)}")
     return METRICS[name].function

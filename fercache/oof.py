@@ -30,8 +30,7 @@ JSON_FIELDS = ("dataset", "classes", "metric", "notice", "heads", "provenance", 
 OUT_OF_FOLD, HELD_OUT, IN_SAMPLE = "out-of-fold", "held-out", "in-sample"
 NO_SOUND = "without_sound"
 """Key that the fingerprint of a training's second file of logits covers beside the settings: see `without_sound`."""
-MIN_GROUPS_TO_CHOOSE = 4
-"""With fewer groups nothing is selected by held-out score: epochs are fixed and the plain mean is final."""
+MIN_GROUPS_TO_CHOOSE = 4  # with fewer, nothing is selected by held-out score: epochs are fixed, the mean is final
 
 
 def assign_folds(groups: Sequence[str], counts: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int16]:
@@ -252,8 +251,7 @@ class OofLogits:
         return np.unique(self.group, return_inverse=True)[1]
 
     def confusions(self, predicted: NDArray[Any], rows: NDArray[np.bool_]) -> metrics.Counts:
-        """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``, of (R,) predicted classes.
-        """
+        """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``; `predicted`: (R,)."""
         _, group = np.unique(self.per_row(self.group_number)[rows], return_inverse=True)
         return metrics.confusions(self.label[rows], predicted[rows], group, len(self.classes),
                                   int(group.max(initial=-1)) + 1)

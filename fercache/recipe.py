@@ -44,10 +44,8 @@ RECIPES: dict[str, type[Config]] = {"dataset": DatasetConfig, "extract": Extract
                                     "stack": StackConfig, "submit": SubmitConfig, "score": ScoreConfig,
                                     "ablation": AblationConfig, "audit": AuditConfig, "logits-import": LogitsConfig}
 
-NOT_USED = {"demo", "predict"}
-"""Data sets in the cache that are no reason against the demo: the demo itself, and clips given to `predict`."""
-CHOOSES_DATA = ("root", "clips")
-"""Keys that name a data set: if one is typed, the recipe's data set is ignored as a whole."""
+NOT_USED = {"demo", "predict"}  # data sets in the cache that are no reason against the demo
+CHOOSES_DATA = ("root", "clips")  # keys that name a data set: if one is typed, the recipe's is ignored as a whole
 
 
 def load_recipe(stages: Path, command: str) -> dict[str, Any]:

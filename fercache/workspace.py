@@ -33,8 +33,7 @@ FEATURES, LOGITS, HEADS, STACK, PHOTOS = "features", "logits", "heads", "stack",
 STAGES = (FEATURES, LOGITS, HEADS, STACK)
 """Folders with the results of a stage: one folder a data set, in it one file or folder a result."""
 
-DOWNLOADS = ("weights", "clips")
-"""Folders that hold nothing made from a user's clips: pretrained CNNs and the demo's own videos."""
+DOWNLOADS = ("weights", "clips")  # folders that hold nothing made from a user's clips
 
 CURRENT = "current.json"  # pointer to the result of the last run, beside the results of a data set
 

@@ -70,9 +70,9 @@ def parse_rows(rows: Sequence[str], base: TrainConfig) -> dict[str, dict[str, An
 
 def has_no_effect(changed: dict[str, Any], base: TrainConfig) -> bool:
     """Return whether a change affects no head: it repeats a head's own setting, or sets what no head uses."""
-    from fercache.training.cross_validation import UNSET, UNSET_TEMPORAL, settings_for
+    from fercache.training.cross_validation import KEYS, TEMPORAL_KEYS, settings_for
 
-    if not changed.keys() <= UNSET.keys() | UNSET_TEMPORAL.keys():
+    if not changed.keys() <= {*KEYS, *TEMPORAL_KEYS}:
         return False
     default, other = ([settings_for(head, config, "cpu", oof_input=oof_input, few_groups=False) for head in base.heads
                        for oof_input in (True, False)] for config in (base, replace(base, **changed)))

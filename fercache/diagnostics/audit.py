@@ -24,6 +24,7 @@ from fercache.errors import InputError
 from fercache.oof import OofLogits, StarterInit
 from fercache.runtime import atomic_io
 from fercache.stacking import candidates, nested_cv
+from fercache.stacking.features import one_a_step
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import train
 
@@ -105,13 +106,9 @@ def draw_probe(oof: OofLogits, store: EmbeddingStore) -> ProbeSample:
 def one_row_per_second(oof: OofLogits, wanted: NDArray[np.bool_],
                        store: EmbeddingStore) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the first wanted row with a face in each second of each stored trial, and its trial."""
-    rows = np.flatnonzero(wanted & oof.valid)
-    trial = oof.per_row(np.arange(len(oof.trials)))[rows]
-    stored = np.array([name in store for name in oof.trials])[trial]
-    rows, trial = rows[stored], trial[stored]
-    _, first = np.unique(np.stack([trial, np.floor(oof.time_s[rows])]), axis=1, return_index=True)
-    first.sort()
-    return rows[first], trial[first]
+    stored = oof.per_row([name in store for name in oof.trials])
+    rows = np.flatnonzero(one_a_step(oof, wanted & oof.valid & stored, 1.0))
+    return rows, oof.per_row(np.arange(len(oof.trials)))[rows]
 
 
 def read_vectors(oof: OofLogits, store: EmbeddingStore, tap: str, rows: NDArray[np.int64],
@@ -244,8 +241,7 @@ def is_above_chance(extra: Sequence[float]) -> bool:
 
 BLOCK = 2048
 MAX_LINES = 1000
-PREFERRED_TAPS = ("embedding", "block8")
-"""Preferred taps for the comparison; if the store has none of them, its first tap is used."""
+PREFERRED_TAPS = ("embedding", "block8")  # for the comparison; without them the first tap of the store is used
 
 
 def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Issue:
@@ -278,8 +274,7 @@ def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Issue
 
 DRAWS = 1000  # bootstrap samples of groups for an interval
 PERMUTATIONS = 999  # more than for the choice of a candidate: `MOST_P` is divided by the number of tested columns
-SHUFFLED_GROUPS = 24
-"""At least this many groups are tested, by several shuffles if one has fewer: six groups alone have too few orders."""
+SHUFFLED_GROUPS = 24  # at least as many are tested, by several shuffles: six groups alone have too few orders
 MAX_PERMUTED_ROWS = 20_000
 
 

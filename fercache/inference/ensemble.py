@@ -46,8 +46,7 @@ class SelectedModels:
 
 
 def find_heads(cache: Path, heads: Path | None = None, dataset: str = "") -> Path | None:
-    """Return the logits file of the heads to predict with, or None for the starter heads; `select_models` has the rule.
-    """
+    """Return the logits file of the heads to predict with, None for the starter heads; `select_models` has the rule."""
     if heads is not None:
         return None if heads == Path(starter.STARTER) else logits_file_of(heads)
     # Heads that learned from the three people of the demo must not take the place of the starter heads.
@@ -108,8 +107,7 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
 
 
 def find_mute_run(models: SelectedModels) -> Path | None:
-    """Return the folder of the stack run for clips without sound, made if it is missing; None if no head reads sound.
-    """
+    """Return the folder of the stack run for clips without sound, made if missing; None if no head reads sound."""
     if models.stack is None:
         return None
     config = msgspec.convert(_metrics(models.stack).config, StackConfig)
@@ -297,10 +295,8 @@ own, the calibration belongs to the precision, the version to embed-every)."""
 SMALL_LOSS = {"precision": PRECISIONS, "embed_every": ("1", "2", "3", "4", "5", "auto")}
 """Values between which all heads lose little; docs/results/extract.md has the measured losses."""
 LATER = {entry.name: entry.default for entry in fields(ExtractConfig) if entry.metadata["later"]}
-NOT_COPIED = ("faces", "weights", "augmentations")
-"""Settings that are not copied from the heads' store: the new clips or the user decide."""
-OF_IMPORT = (IMPORTED, "content", "fps", "first_frame")
-"""Settings of an imported store that may differ: new clips come from another file."""
+NOT_COPIED = ("faces", "weights", "augmentations")  # from the heads' store: the new clips or the user decide
+OF_IMPORT = (IMPORTED, "content", "fps", "first_frame")  # may differ: new clips come from another file
 
 
 def extract_config_of(wanted: Mapping[str, Any], defaults: ExtractConfig,
@@ -372,8 +368,7 @@ def check_match(wanted: Mapping[str, Any], have: Mapping[str, Any], *, taps: Seq
 
 
 def settings_differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return a phrase for each setting that differs and changes the features of a frame: refused ones, accepted ones.
-    """
+    """Return a phrase for each setting that differs and changes a frame's features: refused ones, accepted ones."""
     same_policy = wanted.get("faces") == have.get("faces")
     # Cropped and detected faces have different settings; only those that both have can be compared.
     names = wanted.keys() | have.keys() if same_policy else wanted.keys() & have.keys()

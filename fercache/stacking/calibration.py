@@ -31,8 +31,7 @@ def apply_temperature(probabilities: Probs, temperature: NDArray[np.float64] | f
 
 
 def fit_temperature(probabilities: Probs, label: NDArray[Any]) -> float:
-    """Return the temperature with the least cross entropy on labelled rows (Guo et al. 2017); 1 where there are none.
-    """
+    """Return the temperature with the least cross entropy on labelled rows (Guo et al. 2017); 1 without any."""
     labeled = np.flatnonzero(label >= 0)
     # An even subsample.
     labeled = labeled[::max(1, len(labeled) // MOST_ROWS)]
@@ -53,8 +52,7 @@ def fit_temperature(probabilities: Probs, label: NDArray[Any]) -> float:
 
 
 def temperature_by_fold(oof: OofLogits, probabilities: Probs) -> dict[int, float]:
-    """Return each fold's temperature, fitted on the other folds (-1: on all); 1 below `MIN_GROUPS_TO_CHOOSE` groups.
-    """
+    """Return each fold's temperature, fitted on the other folds (-1: on all); 1 where groups are too few to choose."""
     fold = oof.per_row(oof.fold)
     k = int(oof.fold.max()) + 1
     if len(oof.fold_groups()) < MIN_GROUPS_TO_CHOOSE:

@@ -33,8 +33,8 @@ Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
+# Half-widths of the moving means: 5 to 450 frames at 30 fps, where smoothing helps on Aff-Wild2.
 WIDTHS_S = (1 / 6, 1 / 2, 1.5, 5.0, 15.0)
-"""Half-widths of the moving means: 5 to 450 frames at 30 fps, where smoothing helps on Aff-Wild2."""
 CHAINS = tuple(Chain(dwell_s=dwell_s, evidence_hz=hz) for hz in (5.0, 10.0, 20.0) for dwell_s in (1.0, 4.0))
 """The Markov chains that smoothing chooses from. On out-of-fold rows of photo streams (164 groups) the best of them has
 .675 macro F1, the best moving mean .654, a head alone .657."""
@@ -52,8 +52,7 @@ ROWS_AT_ONCE = 100_000  # rows of the clips whose chains are followed together: 
 FLOOR = 1e-6
 MOST_COLUMNS = 152
 UNSIGNED = re.compile(r":spread\b")  # channels with a value a class that is no vote for the class
-POOLED = ("mean", "spread", "most", "least")
-"""The statistics of a clip's log-probabilities that clip-level features use."""
+POOLED = ("mean", "spread", "most", "least")  # statistics of a clip's log-probabilities: its features at clip level
 
 
 def log_softmax(logits: NDArray[np.floating]) -> Floats:
@@ -348,14 +347,14 @@ def thinned(oof: OofLogits, refit: bool = False) -> NDArray[np.bool_]:
         learnable = learnable | (np.array(oof.split) == "validation")
     # Only frames with a face have features of their own; the others would add copies.
     usable = (oof.label >= 0) & oof.valid & oof.per_row(learnable)
-    selected, step = _one_a_step(oof, usable, STEP_S), STEP_S
+    selected, step = one_a_step(oof, usable, STEP_S), STEP_S
     while selected.sum() > MOST:
         step *= max(1.05, selected.sum() / MOST)
-        selected = _one_a_step(oof, usable, step)
+        selected = one_a_step(oof, usable, step)
     return selected
 
 
-def _one_a_step(oof: OofLogits, usable: NDArray[np.bool_], step_s: float) -> NDArray[np.bool_]:
+def one_a_step(oof: OofLogits, usable: NDArray[np.bool_], step_s: float) -> NDArray[np.bool_]:
     """Return the first usable row of each step of each trial, as a mask ``(R,)``."""
     rows = np.flatnonzero(usable)
     step = np.floor(oof.time_s[rows] / step_s + 1e-6)  # a time just below a step by rounding belongs to the step

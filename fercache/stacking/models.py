@@ -95,10 +95,8 @@ LEARNING_RATE = 0.1
 MOST_ROUNDS = 150
 PATIENCE = 15
 FEW_GROUPS_ROUNDS = 10  # number of rounds if there are too few groups for early stopping
-VAL_FRACTION = 0.25
-"""Fraction of the groups that chooses the number of rounds; all groups are then fitted with that number."""
-EFFECTIVE_N_A_LEAF = 2
-"""A leaf holds at least the mean number of rows of this many blocks (`features.BLOCK_S` of a clip)."""
+VAL_FRACTION = 0.25  # of the groups chooses the number of rounds; all groups are then fitted with that number
+EFFECTIVE_N_A_LEAF = 2  # a leaf holds at least the mean number of rows of this many blocks (`features.BLOCK_S`)
 SHRINK_EFFECTIVE_N = 20.0  # the L2 penalty of a leaf, in blocks; multiplied by the mean rows per block
 ROWS_FOR_THREADS = 20_000  # with fewer rows, threads cost more than they save
 

@@ -33,8 +33,7 @@ from fercache.workspace import METRICS
 Probs = NDArray[np.float32]
 
 ROWS_PER_CALL = 65_536  # trials are collected up to this many rows, because each call of LightGBM has a fixed cost
-LEARNED = ("smoothed-mean", "logistic", "geometric-mean", "stack")
-"""The learned columns, from the simplest to the most flexible."""
+LEARNED = ("smoothed-mean", "logistic", "geometric-mean", "stack")  # from the simplest to the most flexible
 
 
 @dataclass(frozen=True, kw_only=True)

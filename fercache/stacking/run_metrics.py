@@ -17,8 +17,7 @@ from fercache.runtime import atomic_io
 from fercache.stacking.smoothed_mean import SmoothedMean
 
 FORMAT = 12  # incremented whenever the code changes the output of a run, so that old cached runs are not reused
-MERGED = "logits "
-"""Prefix of the keys under which the provenance in the file lists the imported sources that were merged."""
+MERGED = "logits "  # prefix of the keys under which the provenance lists the imported sources that were merged
 
 
 class FoldRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,13 +16,11 @@ from fercache.stacking.features import TrainingSample
 
 Floats = NDArray[np.float64]
 
-EDGE = 0.003
-"""A way of smoothing must score this much more than those before it, such as a narrower window; less is noise."""
+EDGE = 0.003  # a way of smoothing must score this much more than those before it, such as a narrower window
 RIDGE = 4.0
 """Pulls each bias towards 0. Macro F1 out of fold on ten simulated groups of four seconds with strong heads: .737 at 1,
 .800 at 4, .820 at 12; plain mean .795."""
-ROWS_A_SAMPLE = 4.0
-"""A block of a clip counts as this many independent rows against the ridge, whatever its number of frames."""
+ROWS_A_SAMPLE = 4.0  # a block of a clip counts as so many independent rows against the ridge
 
 
 class SmoothedMean(msgspec.Struct, frozen=True, kw_only=True):

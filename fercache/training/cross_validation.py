@@ -36,17 +36,12 @@ from fercache.workspace import FEATURES
 
 log = logging.getLogger(__name__)
 
-FEW_GROUPS_EPOCHS = 0.5
-"""Share of the usual epochs where there are too few groups to choose the epoch on validation groups."""
-UNSET = {"loss": "", "label_smoothing": -1, "epochs": 0, "patience": -1, "width": 0, "dropout": -1, "lr": 0, "ema": -1,
-         "mixup": -1, "noise": -1}
-"""Recipe keys that apply to every head, and the value with which the recipe leaves the key to the head's default."""
-STARTER_LR = 1e-4
-"""Peak of the learning rate of a frame head that begins with starter weights: a tenth of the usual one."""
-FINETUNE_MIN_GROUPS = 5
-"""With fewer training groups, the starter's weights are used as they are, unless a class is missing there."""
-UNSET_TEMPORAL = {"window_s": 0, "step_s": -1, "time_mask_s": -1}
-"""The same for keys that apply to heads with windows only."""
+FEW_GROUPS_EPOCHS = 0.5  # share of the usual epochs where groups are too few to choose the epoch
+KEYS = ("loss", "label_smoothing", "epochs", "patience", "width", "dropout", "lr", "ema", "mixup", "noise")
+TEMPORAL_KEYS = ("window_s", "step_s", "time_mask_s")
+"""Recipe keys of every head, and of heads with windows only; at its default a key is left to the head's own setting."""
+STARTER_LR = 1e-4  # peak of the learning rate of a head that begins with starter weights: a tenth of the usual one
+FINETUNE_MIN_GROUPS = 5  # with fewer training groups the starter's weights stay as they are, unless they lack a class
 
 
 def settings_for(head: str, config: TrainConfig, device: str, *, oof_input: bool, few_groups: bool,
@@ -60,8 +55,9 @@ def settings_for(head: str, config: TrainConfig, device: str, *, oof_input: bool
     settings = spec.settings
     if settings.temporal_input and not oof_input:
         settings = replace(settings, temporal_input=False, **spec.on_features)
-    keys = UNSET | (UNSET_TEMPORAL if settings.window_s else {})
-    changed: dict[str, Any] = {key: value for key, unset in keys.items() if (value := getattr(config, key)) != unset}
+    keys = KEYS + (TEMPORAL_KEYS if settings.window_s else ())
+    changed: dict[str, Any] = {key: value for key in keys
+                               if (value := getattr(config, key)) != getattr(TrainConfig, key)}
     if starter is not None:
         settings = replace(with_shape_of(settings, starter), lr=STARTER_LR, dropout=starter.dropout)
         changed.pop("width", None)

@@ -81,8 +81,7 @@ def class_weights(label: NDArray[np.int16], classes: int, power: float = 0.5) ->
 WARM_UP = 0.1  # share of the steps in which the learning rate rises; then it falls as a cosine
 CLIP_NORM = 1.0
 MOMENTUM = 0.9
-TIMED_STEPS = 3
-"""Steps by which the time of a training is estimated; the fastest counts, because the first ones warm up."""
+TIMED_STEPS = 3  # the fastest one counts for an estimate, because the first ones warm up
 TIMED_TRIALS = 4
 
 

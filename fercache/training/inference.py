@@ -72,8 +72,7 @@ def _distances(x: NDArray[np.float16], rows: NDArray[np.int64]) -> NDArray[np.fl
 
 
 def input_of(head: str, features: FrameDataset) -> FrameDataset:
-    """Return what a head reads of the features: those of the picture, of sound, or both; raise InputError without it.
-    """
+    """Return what a head reads of the features: picture, sound, or both; raise InputError if they are not there."""
     reads = HEADS[head].sound
     if reads == "joins":
         return features

@@ -26,10 +26,7 @@ from fercache.workspace import Workspace
 log = logging.getLogger(__name__)
 
 FORMAT = 3  # raised whenever the code changes the result of a training run
-DATA_KEYS = ("store", "features", "dataset", "trials", "classes", "init")
-"""Keys of `settings_of` that depend on the data; the others are settings of the training."""
-
-
+DATA_KEYS = ("store", "features", "dataset", "trials", "classes", "init")  # keys of `settings_of` of the data
 INIT_FORMAT = 1  # raised whenever the code changes the result of a training that begins with starter weights
 SOUND_FORMAT = 1  # the same of a training of heads that read sound beside pictures
 STARTER_MAX_GROUPS = 164

@@ -93,8 +93,7 @@ def rgb(index: int) -> tuple[int, int, int]:
 class OverlayCanvas:
     """The parts of the picture that are the same in every frame."""
 
-    scale: int
-    # `height`, `width`: size of the picture, enlarged by `scale`; the panel is below it
+    # `height`, `width`: size of the picture, enlarged by a whole factor; the panel is below it
     height: int
     width: int
     line: int
@@ -109,7 +108,7 @@ class OverlayCanvas:
         # The usual video codecs store color for blocks of 2 x 2 pixels, so both sides must be even.
         height, width = (side * scale + side * scale % 2 for side in size)
         line = max(13, min(width // 42, 40)) // 2 * 2
-        return cls(scale=scale, height=height, width=width, line=line, series=series, classes=classes,
+        return cls(height=height, width=width, line=line, series=series, classes=classes,
                    strip=_strip(series, width - 2 * line, 3 * line))
 
     @property

@@ -31,8 +31,7 @@ DIGEST_KEY = "fercache"  # PNG text entry with the digest of the rows that a pic
 GAP = "#ffffff"
 FACES = 12
 FACE_PX = 96
-MOST_POINTS = 2000
-"""Points of time drawn; of a longer clip, means over equal intervals are drawn, and the axis label says so."""
+MOST_POINTS = 2000  # points of time drawn; of a longer clip, means over equal intervals
 
 
 def draw_timelines(preds: Path, dataset: Dataset, store: Mapping[str, Clip], folder: Path) -> list[Path]:
