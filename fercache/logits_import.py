@@ -27,7 +27,6 @@ from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-
 FORMAT = 1
 KNOWN = ("clip", "frame", "time_s", "person", "label", "split", "group", "subject")
 TAKEN = ("auto", "mean", "smoothed-mean", "logistic", "geometric-mean", "stack")

@@ -58,9 +58,17 @@ def load_recipe(stages: Path, command: str) -> dict[str, Any]:
         path = Path("stages/dataset.toml")
     if not path.is_file():
         return {}
-    values = _parse(path)
+    if path.stat().st_size > LIMIT_BYTES:
+        raise InputError(f"larger than {LIMIT_BYTES} bytes", where=path, hint="this is not a recipe")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"not readable as TOML ({error})", where=path, hint="fix the line it names") from error
     _refuse_unknown(values, [RECIPES[command]], path)
-    return {key: _checked(path, key, value) for key, value in values.items()}
+    for key, value in values.items():
+        if not all(isinstance(part, str | int | float) for part in (value if isinstance(value, list) else [value])):
+            raise InputError(f"{key} must be text, a number, true/false or a list of those", where=path)
+    return values
 
 
 def from_keywords(keywords: Mapping[str, Any], *kinds: type[Config]) -> dict[str, Any]:
@@ -112,23 +120,6 @@ def split_names(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         return tuple(name.strip() for name in value.split(",") if name.strip())
     return tuple(str(name) for name in value)
-
-
-def _parse(path: Path) -> Mapping[str, Any]:
-    if path.stat().st_size > LIMIT_BYTES:
-        raise InputError(f"larger than {LIMIT_BYTES} bytes", where=path, hint="this is not a recipe")
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"not readable as TOML ({error})", where=path, hint="fix the line it names") from error
-
-
-def _checked(path: Path, key: str, value: Any) -> Any:
-    """Return a recipe's value if it is a scalar or a list of scalars."""
-    scalar = (str, int, float, bool)
-    if isinstance(value, scalar) or (isinstance(value, list) and all(isinstance(v, scalar) for v in value)):
-        return value
-    raise InputError(f"{key} must be text, a number, true/false or a list of those", where=path)
 
 
 @dataclass
@@ -263,5 +254,3 @@ def log_issues(issues: Iterable[Issue]) -> None:
 
     for issue in base.group_issues(issues):
         log.log(logging.INFO if issue.kind == "one-clip" else logging.WARNING, "%s", issue)
-
-

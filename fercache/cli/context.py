@@ -118,13 +118,11 @@ def config_options(kind: type[Config], default: str = "") -> Callable[[F], F]:
     def add(function: F) -> F:
         for entry in reversed(dataclasses.fields(kind)):  # click adds options from the last to the first
             flag = "--" + entry.name.replace("_", "-")
+            switch = hints[entry.name] is bool
             # No defaults in click: None means that the flag was not given, and the recipe decides.
-            if hints[entry.name] is bool:
-                function = click.option(f"{flag}/--no-{flag[2:]}", entry.name, default=None, cls=ConfigOption,
-                                        kind=kind, help=str(entry.metadata["help"]), show_default=False)(function)
-                continue
-            function = click.option(flag, entry.name, type=_type(hints[entry.name], entry), default=None,
-                                    cls=ConfigOption, kind=kind, help=_help(entry, default),
+            function = click.option(f"{flag}/--no-{flag[2:]}" if switch else flag, entry.name, default=None,
+                                    type=None if switch else _type(hints[entry.name], entry), cls=ConfigOption,
+                                    kind=kind, help=entry.metadata["help"] if switch else _help(entry, default),
                                     show_default=False)(function)
         return function
     return add
@@ -152,8 +150,6 @@ def _help(entry: dataclasses.Field[Any], instead: str) -> str:
 
 # Shells use this exit code for Ctrl-C.
 STOPPED = 130
-
-
 LOCATIONS = (
     click.Option(["--cache"], type=LOCATION,
                  help="Folder for everything that is generated, or a URL for the features."),

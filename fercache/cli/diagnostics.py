@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fercache")
 
-
 MAX_DETAILS = 5
 SEVERITY_STYLES = {"ok": ("ok", "green"), "warning": ("look", "yellow"), "error": ("FAIL", "red"),
                    "skipped": ("skipped", "blue")}

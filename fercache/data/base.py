@@ -129,6 +129,14 @@ class Dataset:
         return state.hexdigest()
 
 
+def in_several(pairs: Iterable[tuple[str, str | int]]) -> dict[str, list[str]]:
+    """Return name -> its splits (or folds), for each group (or clip) that is in several of them."""
+    places: defaultdict[str, set[Any]] = defaultdict(set)
+    for name, place in pairs:
+        places[name].add(place)
+    return {name: [str(place) for place in sorted(found)] for name, found in sorted(places.items()) if len(found) > 1}
+
+
 def groups_by_class(trials: Iterable[Trial]) -> dict[int, set[str]]:
     """Return class -> the groups of the trials with a label of it, in the order of the classes."""
     groups: defaultdict[int, set[str]] = defaultdict(set)

@@ -19,7 +19,7 @@ from sklearn.linear_model import Ridge
 from fercache import metrics
 from fercache.config import AuditConfig, StackConfig, TrainConfig
 from fercache.data import photos
-from fercache.data.base import Dataset, Issue, Severity, Trial
+from fercache.data.base import Dataset, Issue, Severity, Trial, in_several
 from fercache.errors import InputError
 from fercache.oof import OofLogits, StarterInit
 from fercache.runtime import atomic_io
@@ -36,25 +36,18 @@ def _result(check: str, severity: Severity, message: str, details: Iterable[str]
 
 def check_splits(oof: OofLogits) -> Issue:
     """Return which groups are in the training split and in another one."""
-    splits: dict[str, set[str]] = {}
-    for group, split in zip(oof.group, oof.split, strict=True):
-        splits.setdefault(group, set()).add(split)
-    crossed = sorted(group for group, names in splits.items() if "train" in names and len(names) > 1)
+    crossed = [f"group {group!r} is in {', '.join(splits)}" for group, splits
+               in in_several(zip(oof.group, oof.split, strict=True)).items() if "train" in splits]
     return _result("groups and splits", "error" if crossed else "ok",
-                   f"{len(crossed)} of {len(splits)} groups are in train and in another split",
-                   (f"group {group!r} is in {', '.join(sorted(splits[group]))}" for group in crossed))
+                   f"{len(crossed)} of {len(set(oof.group))} groups are in train and in another split", crossed)
 
 
 def check_folds(oof: OofLogits) -> Issue:
     """Return which groups and clips are in several folds, so that one fold trains on what another one scores."""
     leaks = []
     for unit, names in (("group", oof.group), ("clip", oof.clips)):
-        folds: dict[str, set[int]] = {}
-        for name, fold in zip(names, oof.fold.tolist(), strict=True):
-            if fold >= 0:
-                folds.setdefault(name, set()).add(fold)
-        leaks += [f"{unit} {name!r} is in folds {', '.join(map(str, sorted(numbers)))}"
-                  for name, numbers in sorted(folds.items()) if len(numbers) > 1]
+        inside = ((name, fold) for name, fold in zip(names, oof.fold.tolist(), strict=True) if fold >= 0)
+        leaks += [f"{unit} {name!r} is in folds {', '.join(folds)}" for name, folds in in_several(inside).items()]
     return _result("groups and folds", "error" if leaks else "ok",
                    f"{len(leaks)} groups or clips are in two of {int(oof.fold.max(initial=-1)) + 1} folds", leaks)
 

@@ -26,6 +26,7 @@ from fercache.data.base import (
     Trial,
     group_issues,
     groups_by_class,
+    in_several,
     ranges_of,
     shorten_list,
 )
@@ -281,11 +282,7 @@ def find_issues(dataset: Dataset, tables: Sequence[FrameTable], facts: Mapping[s
             found += _about("twins", names, f"{many}the same content under several names"
                             + (", in several groups or splits" if leaks else ""),
                             "keep one of them, or put them in one group", "error" if leaks else "note")
-    splits: dict[str, set[str]] = defaultdict(set)
-    for trial in trials:
-        if trial.labelled:
-            splits[trial.group].add(trial.split)
-    both = sorted(group for group, names in splits.items() if len(names) > 1)
+    both = list(in_several((trial.group, trial.split) for trial in trials if trial.labelled))
     found += _about("leak", both, f"{len(both)} groups are in several splits",
                     "a model would be scored on groups that it was trained on; check group and split", "error")
     return sorted(found, key=lambda issue: not issue.is_error)

@@ -102,16 +102,11 @@ def _folds(oof: OofLogits) -> tuple[FoldGroups, ...]:
 
 def _refit(run: StackRun) -> RefitRecord:
     """Return which parts were fitted on the validation split as well, and what that means for its scores."""
-    heads = heads_refitted(run.oof)
+    heads = run.oof.provenance.setting("refit") == "all"
     stacker = run.config.refit == "all"
     out_of_fold = heads and bool((run.oof.fold[np.array(run.oof.split) == "validation"] >= 0).any())
     return RefitRecord(stacker=stacker or out_of_fold, heads=heads,
                        why=OUT_OF_FOLD_TOO if out_of_fold else REFITTED if stacker or heads else "")
-
-
-def heads_refitted(oof: OofLogits) -> bool:
-    """Return whether the heads were trained on the validation split as well."""
-    return bool(oof.provenance.setting("refit") == "all")
 
 
 def _split(run: StackRun, split: str) -> SplitMetrics | None:
@@ -120,7 +115,7 @@ def _split(run: StackRun, split: str) -> SplitMetrics | None:
     rows = (oof.label >= 0) & oof.per_row(np.array(oof.split) == split)
     if not rows.any():
         return None
-    out_of_fold, refitted = bool((oof.per_row(oof.fold)[rows] >= 0).all()), heads_refitted(oof)
+    out_of_fold, refitted = bool((oof.per_row(oof.fold)[rows] >= 0).all()), _refit(run).heads
     # A column that was fitted on the validation rows has no honest score there.
     predicted = {name: values.argmax(1).astype(np.int16) for name, values in run.columns.items()
                  if out_of_fold or split != "validation"
@@ -242,12 +237,8 @@ def _gain(report: StackMetrics, split: SplitMetrics, title: str) -> Text:
 
 def _figure(scores: Scores, key: str) -> Text:
     span = (scores.intervals or {}).get(key)
-    around = Text(f" {_short(span[0])}-{_short(span[1])}", "dim") if span else Text()
+    around = Text(" {:.3f}-{:.3f}".format(*span).replace("0.", "."), "dim") if span else Text()
     return Text(f"{scores.figures[key]:.3f}") + around
-
-
-def _short(value: float) -> str:
-    return f"{value:.3f}".removeprefix("0")
 
 
 def _classes(report: StackMetrics, split: SplitMetrics) -> Table:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fercache.backbones.taps import AUDIO, EMBEDDING, is_audio
 from fercache.config import TrainConfig, fingerprint_of
-from fercache.data.base import Dataset, Issue, Trial, groups_by_class, stored_trials
+from fercache.data.base import Dataset, Issue, Trial, groups_by_class, in_several, stored_trials
 from fercache.data.labels import canonical_class_name
 from fercache.data.photos import fer2013_pictures
 from fercache.errors import InputError
@@ -101,10 +101,8 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
 
 def check_splits(trials: Sequence[Trial]) -> None:
     """Refuse a group with trials both in the training split and in another one."""
-    sides: dict[str, set[str]] = {}
-    for trial in trials:
-        sides.setdefault(trial.group, set()).add(trial.split)
-    crossed = sorted(g for g, splits in sides.items() if "train" in splits and len(splits) > 1)
+    several = in_several((trial.group, trial.split) for trial in trials)
+    crossed = [group for group, splits in several.items() if "train" in splits]
     if crossed:
         raise InputError(f"group {crossed[0]!r} is in train and in another split ({len(crossed)} such groups)",
                          where="the data set", hint="put all clips of a group (person, parent video) into one split")

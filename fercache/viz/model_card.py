@@ -114,9 +114,8 @@ def spans_by_class(run: RunInfo) -> dict[str, dict[str, tuple[float, float]]]:
     for split, matrices in _by_group(run).items():
         sampler = metrics.Resampler(len(matrices), int(config.get("bootstrap", 0)), int(config.get("seed", 0)))
         if not sampler.why_none:
-            ends = [(1 - metrics.LEVEL) / 2, (1 + metrics.LEVEL) / 2]
-            low, high = np.quantile(metrics.f1_per_class(sampler.draw(matrices)), ends, axis=0)
-            found[split] = {name: (float(a), float(b)) for name, a, b in zip(run.classes, low, high, strict=True)}
+            drawn = metrics.f1_per_class(sampler.draw(matrices))
+            found[split] = {name: metrics.percentiles(f1) for name, f1 in zip(run.classes, drawn.T, strict=True)}
     return found
 
 
