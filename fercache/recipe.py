@@ -1,7 +1,6 @@
 """Recipes: `stages/<command>.toml` has the options of a command, `stages/dataset.toml` the location of the clips.
 
-`Context` joins recipes, a cache folder, and what the user gave by flag or keyword; every command and every function of
-the Python API begins with one. A file, key or value that is wrong is an InputError that names it.
+`Context` joins recipes, a cache folder, and what the user gave by flag or keyword; every command begins with one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Ablation: train the heads with one change of the recipe per row and compare each row with the default.
-
-All comparisons use out-of-fold rows of the training groups. Only the default is scored on the other splits, so no row
-can be chosen by them. The cache holds the logits of each row under their own fingerprint: a stopped run resumes, and
-another table with the same rows reuses them. A row that names no key or value of `train-heads` is an InputError.
-"""
+"""Ablation: train the heads with one change of the recipe per row and compare each row with the default."""
+# All comparisons use out-of-fold rows of the training groups. Only the default is scored on the other splits, so no row
+# can be chosen by them. The cache holds the logits of each row under their own fingerprint: a stopped run resumes, and
+# another table with the same rows reuses them.
 
 from __future__ import annotations
 

@@ -273,12 +273,10 @@ MAX_PERMUTED_ROWS = 20_000
 
 def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConfig, scratch: Path, config: AuditConfig,
                     weights: Path | None = None) -> Issue:
-    """Return which heads, and candidates of a stacker on them, are not at chance on labels shuffled by group.
-
-    Both sides count: a score above chance is a leak, and one below chance is the bias of folds that lack the labels of
-    the group that they hold out. The p value is that of permuting the labels by group once more, against the same
-    predictions. With few groups, several shuffles are trained on and their mean is tested.
-    """
+    """Return which heads, and candidates of a stacker on them, are not at chance on labels shuffled by group."""
+    # Both sides count: a score above chance is a leak, and one below chance is the bias of folds that lack the labels
+    # of the group that they hold out. The p value is that of permuting the labels by group once more, against the same
+    # predictions. With few groups, several shuffles are trained on and their mean is tested.
     check = "shuffled labels, heads and stacker"
     groups = len({trial.group for trial in dataset.trials if trial.split == "train" and trial.labelled})
     if groups < MIN_GROUPS:

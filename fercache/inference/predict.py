@@ -57,11 +57,9 @@ NAME = "predict"  # name of the data set, and so of its folder in the cache, of 
 def clips_dataset(paths: Sequence[Path]) -> Dataset:
     """Return the clips at `paths` as a data set of test trials, each named by its full path.
 
-    Raises InputError if no path is a clip or contains one.
-
-    Two clips of the same file name do not collide in the cache, because the full path is the name. A path without
-    clips is recorded as a problem; the others are used.
+    A path without clips is recorded as a problem; the others are used. Raises InputError if no path has any.
     """
+    # Two clips of the same file name do not collide in the cache, because the full path is the name.
     clips: dict[Path, Kind] = {}
     problems: list[Issue] = []
     for path in paths:

@@ -1,8 +1,6 @@
-"""Starter heads: shipped with fercache, so that `predict` works before anything was trained.
-
-They are heads as `train-heads` makes them (recipe: ``stages/starter``), with weights in float16 and a card that names
-their data, terms and measured scores. `pack_starter` makes the folder from a training run.
-"""
+"""Starter heads: shipped with fercache, so that `predict` works before anything was trained."""
+# They are heads as `train-heads` makes them (recipe: ``stages/starter``), with weights in float16 and a card that names
+# their data, terms and measured scores. `pack_starter` makes the folder from a training run.
 
 from __future__ import annotations
 

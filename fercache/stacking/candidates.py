@@ -130,15 +130,13 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
                  rejected: Mapping[str, str] | None = None) -> FinalRecord:
     """Return the requested candidate, or with "auto" the one with the best out-of-fold score.
 
-    Of equal scores, the one with the higher mean log-probability of the labels is taken.
-
     `rejected`: candidates that "auto" skips, such as those of `find_contradictions`. Raises InputError if there is no
     candidate of that name.
-
-    Columns with an in-sample source have no out-of-fold score, so "auto" skips them. If the heads are not above chance
-    (`chance_p_value`), a learned candidate that scores higher has luck or the bias of the folds, so "auto" takes a head
-    or the mean, and the mean only if new clips repeat its predictions at least as often as those of some head.
     """
+    # Columns with an in-sample source have no out-of-fold score, so "auto" skips them. If the heads are not above
+    # chance (`chance_p_value`), a learned candidate that scores higher has luck or the bias of the folds, so "auto"
+    # takes a head or the mean, and the mean only if new clips repeat its predictions at least as often as those of some
+    # head. Of equal scores, the one with the higher mean log-probability of the labels is taken.
     if requested != "auto":
         if requested not in columns:
             raise InputError(f"no candidate {requested!r}", where="stack",
@@ -183,12 +181,10 @@ MOST_P = 0.01  # heads with a p value of this or more count as heads at chance
 
 
 def chance_p_value(oof: OofLogits) -> float:
-    """Return the p value of the hypothesis that the heads' out-of-fold log-probabilities do not depend on the labels.
-
-    One-sided permutation test of the sum over labeled rows of the heads' mean log-probability of the label, centered
-    over rows. A permutation gives each group the label sequence of another group, repeated or cut to its length:
-    frames of a group are not exchangeable. Heads below chance have a p value near 1.
-    """
+    """Return the p value of the hypothesis that the heads' out-of-fold log-probabilities do not depend on labels."""
+    # One-sided permutation test of the sum over labeled rows of the heads' mean log-probability of the label, centered
+    # over rows. A permutation gives each group the label sequence of another group, repeated or cut to its length:
+    # frames of a group are not exchangeable. Heads below chance have a p value near 1.
     part = oof.subset(_spread_trials(oof))
     rows = np.flatnonzero(part.valid & (part.label >= 0))
     label, group = part.label[rows].astype(int), part.per_row(part.group_number)[rows]
@@ -215,13 +211,14 @@ def find_contradictions(oof: OofLogits, nested: NestedResult, columns: Mapping[s
                         causal: bool = False) -> dict[str, str]:
     """Return learned candidate -> reason, for each one whose out-of-fold predictions new clips will not repeat.
 
-    First test: the candidate's log-probabilities and the mean of its heads' must not have a negative correlation over
-    the training rows. Second test: new clips are predicted by the mean over the folds' heads, in which the bias of the
-    single folds cancels. The training rows are predicted in the same way: each fold's mean log-probabilities are
-    replaced by the mean over all folds, and the stacker of all folds is used. A candidate is rejected if its
-    predictions change more often than those of its heads, and it scores less than out of fold by more than `MOST_LOST`.
-    Changes alone prove nothing: on few groups the stackers of two folds differ, also where heads complement each other.
+    It is rejected if its log-probabilities and the mean of its heads' have a negative correlation over the training
+    rows; or if, predicted as new clips are, its predictions change more often than those of its heads, and it scores
+    less than out of fold by more than `MOST_LOST`.
     """
+    # New clips are predicted by the mean over the folds' heads, in which the bias of the single folds cancels. The
+    # training rows are predicted in the same way: each fold's mean log-probabilities are replaced by the mean over all
+    # folds, and the stacker of all folds is used. Changes alone prove nothing: on few groups the stackers of two folds
+    # differ, also where heads complement each other.
     if ALL not in nested.fold_models:
         return {}
     trials = _spread_trials(oof)

@@ -1,8 +1,6 @@
-"""Features of the stacker: each head's log-probabilities at a frame, around it, and over the clip; and its sample.
-
-One clip is processed at a time, so memory stays flat. Features are built for frames with a face (for all frames if the
-clip has none). The other frames take the prediction of the nearest frame with a face.
-"""
+"""Features of the stacker: each head's log-probabilities at a frame, around it, and over the clip; and its sample."""
+# One clip is processed at a time, so memory stays flat. Features are built for frames with a face (for all frames if
+# the clip has none). The other frames take the prediction of the nearest frame with a face.
 
 from __future__ import annotations
 
@@ -162,10 +160,9 @@ class FeatureColumns:
     @cached_property
     def anchors(self) -> NDArray[np.int64]:
         """The feature with the level of the same class and head (or all heads), ``(F,)``; -1 for a feature of no class.
-
-        The difference between a feature and its anchor is a contrast within the clip: what shifts all log-probabilities
-        of a clip, such as the class shares of a fold, is not in it.
         """
+        # The difference between a feature and its anchor is a contrast within the clip: what shifts all
+        # log-probabilities of a clip, such as the class shares of a fold, is not in it.
         found = np.full(len(self.names), -1, np.int64)
         place = {name: i for i, name in enumerate(self.names)}
         for i in np.flatnonzero(self.class_of >= 0).tolist():

@@ -44,12 +44,11 @@ def fit_linear(sample: TrainingSample, balance: float, columns: FeatureColumns, 
     """Return multinomial logistic regression fitted to a sample; above `MOST_ROWS` rows to an even subsample.
 
     `groups`: of all folds, so that the models of all folds have bounds, or none has.
-
-    With fewer than `MANY_GROUPS` groups, a higher level of a head's log-probability of a class never lowers that
-    class. The heads of a fold are biased against the labels that the fold holds out, and free weights turn that into
-    a score that new clips do not have (``docs/results/few-groups.md``). Contrasts within a clip do not have this
-    bias, so their weights are free.
     """
+    # With fewer than `MANY_GROUPS` groups, a higher level of a head's log-probability of a class never lowers that
+    # class. The heads of a fold are biased against the labels that the fold holds out, and free weights turn that into
+    # a score that new clips do not have (``docs/results/few-groups.md``). Contrasts within a clip do not have this
+    # bias, so their weights are free.
     every = -(-len(sample.rows) // MOST_ROWS)
     part = sample.where(np.arange(len(sample.rows)) % every == 0) if every > 1 else sample
     x, class_of, n_features = part.x.astype(float), columns.class_of, part.x.shape[1]
@@ -125,12 +124,11 @@ def fit_trees(sample: TrainingSample, start: Floats, config: StackConfig, balanc
 
     `start`: log-probabilities that they start from, ``(n, C)``. `balance`: a row weighs one over its class's share to
     this power.
-
-    Trees start from the calibrated smoothed mean (LightGBM's `init_score`), so that with few groups they can do little
-    harm. Macro F1, mean of six sets of real faces with 28 to 390 groups, out of fold and on held-out
-    trials: plain mean .248 and .242, calibrated smoothed mean .276 and .282, trees on top of it .276 and .281. Trees
-    without a start lost to the plain mean on every set of streams.
     """
+    # Trees start from the calibrated smoothed mean (LightGBM's `init_score`), so that with few groups they can do
+    # little harm. Macro F1, mean of six sets of real faces with 28 to 390 groups, out of fold and on held-out trials:
+    # plain mean .248 and .242, calibrated smoothed mean .276 and .282, trees on top of it .276 and .281. Trees without
+    # a start lost to the plain mean on every set of streams.
     rounds, val_groups = _rounds(sample, start, config, balance)
     booster = lightgbm.train(_settings(sample, config), _data(sample, start, balance), rounds)
     return TreesModel(booster=booster), rounds, val_groups

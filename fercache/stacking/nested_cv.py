@@ -1,10 +1,8 @@
-"""Nested cross-validation of the stacker: fitting, out-of-fold prediction, and the files of a finished run.
-
-The model of fold k learns from the out-of-fold rows of the other folds and predicts fold k. One further model learns
-from all folds and predicts the trials that no fold holds out. Everything that is chosen by score (smoothing widths,
-number of trees) is chosen on the rows of the other folds too. So a label of fold k reaches the predictions of fold k
-only through the heads whose logits the other folds hold, as in any stacking.
-"""
+"""Nested cross-validation of the stacker: fitting, out-of-fold prediction, and the files of a finished run."""
+# The model of fold k learns from the out-of-fold rows of the other folds and predicts fold k. One further model learns
+# from all folds and predicts the trials that no fold holds out. Everything that is chosen by score (smoothing widths,
+# number of trees) is chosen on the rows of the other folds too. So a label of fold k reaches the predictions of fold k
+# only through the heads whose logits the other folds hold, as in any stacking.
 
 from __future__ import annotations
 

@@ -19,20 +19,10 @@ from fercache.config import StackConfig
 from fercache.metrics import Scores
 from fercache.oof import OofLogits
 from fercache.results import missing_faces
-from fercache.stacking import calibration, features
+from fercache.stacking import calibration, features, run_metrics
 from fercache.stacking.candidates import DESCRIPTIONS, leaky_heads
 from fercache.stacking.nested_cv import LEARNED, NestedResult, Probs
-from fercache.stacking.run_metrics import (
-    FORMAT,
-    Calibration,
-    FinalRecord,
-    FoldGroups,
-    LogitsRecord,
-    RefitRecord,
-    SplitMetrics,
-    StackMetrics,
-    TemperedReliability,
-)
+from fercache.stacking.run_metrics import Calibration, FinalRecord, FoldGroups, RefitRecord, SplitMetrics, StackMetrics
 
 OUT_OF_FOLD = "out of fold: by models that saw nothing of the frame's group"
 HELD_OUT = "by models of the training groups only"
@@ -67,8 +57,9 @@ def build_report(run: StackRun, fingerprint: str) -> StackMetrics:
     splits = {split: scores for split in SPLITS if (scores := _split(run, split)) is not None}
     leaky = leaky_heads(oof, run.columns)
     return StackMetrics(
-        version=FORMAT, fingerprint=fingerprint, fercache=__version__, dataset=oof.dataset, notice=oof.notice,
-        classes=oof.classes, metric=run.metric, level=config.level, causal=config.causal, refit=_refit(run),
+        version=run_metrics.FORMAT, fingerprint=fingerprint, fercache=__version__, dataset=oof.dataset,
+        notice=oof.notice, classes=oof.classes, metric=run.metric, level=config.level, causal=config.causal,
+        refit=_refit(run),
         final=msgspec.structs.replace(run.final, temperature=run.temperatures[-1]),
         temperatures={str(fold): t for fold, t in run.temperatures.items()},
         warnings=_losing(splits["train"], run.metric) if "train" in splits else (),
@@ -80,7 +71,7 @@ def build_report(run: StackRun, fingerprint: str) -> StackMetrics:
         splits=splits, folds=_folds(oof), declared=oof.declared,
         fold_models=tuple(model.record for model in run.nested.fold_models.values()) or FEW_LEARNT,
         importances=_importances(run), frames=len(oof.label), trials=len(oof.trials), config=config.settings(),
-        logits=LogitsRecord(fingerprint=oof.fingerprint, provenance=oof.provenance))
+        logits=run_metrics.LogitsRecord(fingerprint=oof.fingerprint, provenance=oof.provenance))
 
 
 def _losing(train: SplitMetrics, metric: str) -> tuple[str, ...]:
@@ -145,8 +136,9 @@ def _calibration(run: StackRun, rows: NDArray[np.bool_], names: Iterable[str]) -
     if final not in found:
         return Calibration(ece={name: one.ece for name, one in found.items()})
     tempered = calibration.apply_by_fold(run.oof, run.columns[final], run.temperatures)[rows]
+    after = calibration.reliability(tempered, label)
     return Calibration(ece={name: one.ece for name, one in found.items()},
-                       final=TemperedReliability(before=found[final], after=calibration.reliability(tempered, label)))
+                       final=run_metrics.TemperedReliability(before=found[final], after=after))
 
 
 def _importances(run: StackRun) -> tuple[tuple[str, float], ...]:

@@ -1,7 +1,5 @@
-"""The metrics of a stack run: `metrics.json` in its folder, `preds.metrics.json` beside predictions.
-
-Reading them imports no LightGBM, which takes seconds to load.
-"""
+"""The metrics of a stack run: `metrics.json` in its folder, `preds.metrics.json` beside predictions."""
+# Reading them imports no LightGBM, which takes seconds to load.
 
 from __future__ import annotations
 

@@ -39,10 +39,9 @@ def draw_timelines(preds: Path, dataset: Dataset, store: Mapping[str, Clip], fol
 
     `dataset`: the trials of the store (`data.base.stored_trials`). Raises InputError if `preds` is missing or not a
     table of predictions.
-
-    Faces are decoded again from the source through the stored boxes. A picture that shows the same rows is not drawn
-    again.
     """
+    # Faces are decoded again from the source through the stored boxes. A picture that shows the same rows is not drawn
+    # again.
     table = PredictionsFile(preds)
     trials = {trial.name: trial for trial in dataset.trials}
     paths = []
