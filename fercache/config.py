@@ -288,3 +288,9 @@ class AblationConfig(Config):
                                    "by ; (default: taps and every switch).")
     repeats: int = option(3, "Seeds per row.", low=1, high=100)
     bootstrap: int = option(1000, "Bootstrap samples over groups.", low=0, high=1_000_000)
+
+
+RECIPES: dict[str, type[Config]] = {"dataset": DatasetConfig, "extract": ExtractConfig, "train-heads": TrainConfig,
+                                    "stack": StackConfig, "submit": SubmitConfig, "score": ScoreConfig,
+                                    "ablation": AblationConfig, "audit": AuditConfig, "logits-import": LogitsConfig}
+"""Name of a recipe in `stages/` -> its options."""

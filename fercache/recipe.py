@@ -16,18 +16,7 @@ from types import GenericAlias
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from fercache import run_log
-from fercache.config import (
-    AblationConfig,
-    AuditConfig,
-    Config,
-    DatasetConfig,
-    ExtractConfig,
-    LogitsConfig,
-    ScoreConfig,
-    StackConfig,
-    SubmitConfig,
-    TrainConfig,
-)
+from fercache.config import RECIPES, Config, DatasetConfig
 from fercache.errors import InputError
 from fercache.runtime.uri import Location, Url, as_location
 from fercache.workspace import Workspace
@@ -39,10 +28,6 @@ log = logging.getLogger(__name__)
 C = TypeVar("C", bound=Config)
 
 LIMIT_BYTES = 1 << 20
-RECIPES: dict[str, type[Config]] = {"dataset": DatasetConfig, "extract": ExtractConfig, "train-heads": TrainConfig,
-                                    "stack": StackConfig, "submit": SubmitConfig, "score": ScoreConfig,
-                                    "ablation": AblationConfig, "audit": AuditConfig, "logits-import": LogitsConfig}
-
 NOT_USED = {"demo", "predict"}  # data sets in the cache that are no reason against the demo
 CHOOSES_DATA = ("root", "clips")  # keys that name a data set: if one is typed, the recipe's is ignored as a whole
 

@@ -214,15 +214,27 @@ def run_ablation(dataset: Dataset, store: EmbeddingStore, base: TrainConfig, con
     log.info("the default took %.0f s; each of the %d rows takes about as long as an untrained default",
              time.monotonic() - started, len(rows))
     first = next(iter(default.matrices.values()))[0]
-    ablation = _AblationRun(dataset=dataset, store=store, base=base, repeats=config.repeats, cache=cache,
-                            default=default, sampler=metrics.Resampler(len(first), config.bootstrap, base.seed))
-    table_rows = [ablation.row(DEFAULT, {}, base, default)]
+    sampler = metrics.Resampler(len(first), config.bootstrap, base.seed)
+    table_rows = [_row(DEFAULT, {}, base, default, default, store, sampler)]
     for number, (name, changed) in enumerate(rows.items(), 2):
         log.info("row %d of %d: %s", number, len(rows) + 1, name)
-        table_rows.append(ablation.try_row(name, changed))
+        row_config = replace(base, **changed)
+        missing = [tap for tap in row_config.taps if tap not in store.taps]
+        if changed.keys() == {"augmentations"} and not any(tap_views(tap) in store.taps for tap in row_config.taps):
+            missing = ["augmentations"]
+        row = AblationRow(name=name, changed=changed, figures={}, bytes_a_frame=0, logits_files=(),
+                          skipped=f"the store lacks {', '.join(missing)}")
+        try:
+            if not missing:
+                scores = scored(dataset, store, row_config, config.repeats, cache)
+                row = _row(name, changed, row_config, scores, default, store, sampler)
+        except FercacheError as error:  # the other rows still run
+            log.error("%s: %s", name, error)
+            row = replace(row, skipped=error.what, failed=True)
+        table_rows.append(row)
     return AblationTable(dataset=dataset.name, notice=dataset.notice, store=store.path.name, groups=len(first),
                          frames=int(first.sum()), seeds=config.repeats, rows=tuple(table_rows),
-                         reported=reported(default.oofs), why_none=ablation.sampler.why_none)
+                         reported=reported(default.oofs), why_none=sampler.why_none)
 
 
 def trained_default(base: TrainConfig, config: AblationConfig) -> Iterator[TrainConfig]:
@@ -238,42 +250,15 @@ def quick_config(base: TrainConfig, config: AblationConfig) -> tuple[TrainConfig
     return replace(base, folds=min(base.folds, QUICK_FOLDS)), replace(config, repeats=1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _AblationRun:
-    """Data and settings of all rows, and the scores of the default."""
-
-    dataset: Dataset
-    store: EmbeddingStore
-    base: TrainConfig
-    repeats: int
-    cache: Path
-    default: AblationScores
-    sampler: metrics.Resampler
-
-    def try_row(self, name: str, changed: dict[str, Any]) -> AblationRow:
-        """Return the row of a change; a row that cannot be trained records the reason, so the other rows still run."""
-        config = replace(self.base, **changed)
-        missing = [tap for tap in config.taps if tap not in self.store.taps]
-        if changed.keys() == {"augmentations"} and not any(tap_views(tap) in self.store.taps for tap in config.taps):
-            missing = ["augmentations"]
-        empty = AblationRow(name=name, changed=changed, figures={}, bytes_a_frame=0, logits_files=(),
-                            skipped=f"the store lacks {', '.join(missing)}")
-        if missing:
-            return empty
-        try:
-            return self.row(name, changed, config, scored(self.dataset, self.store, config, self.repeats, self.cache))
-        except FercacheError as error:
-            log.error("%s: %s", name, error)
-            return replace(empty, skipped=error.what, failed=True)
-
-    def row(self, name: str, changed: dict[str, Any], config: TrainConfig, scores: AblationScores) -> AblationRow:
-        """Return the row with the scores of a change."""
-        figures = {column: figure_of(matrices, self.default.matrices.get(column, matrices), self.sampler)
-                   for column, matrices in scores.matrices.items()}
-        read = [*config.taps, *(tap_views(tap) for tap in config.taps if config.augmentations == "draw")]
-        return AblationRow(name=name, changed=changed, figures=figures,
-                           logits_files=tuple(oof.fingerprint[:12] for oof in scores.oofs),
-                           bytes_a_frame=2 * sum(prod(self.store.taps[tap]) for tap in read if tap in self.store.taps))
+def _row(name: str, changed: dict[str, Any], config: TrainConfig, scores: AblationScores, default: AblationScores,
+         store: EmbeddingStore, sampler: metrics.Resampler) -> AblationRow:
+    """Return the row of a change with its scores."""
+    figures = {column: figure_of(matrices, default.matrices.get(column, matrices), sampler)
+               for column, matrices in scores.matrices.items()}
+    read = [*config.taps, *(tap_views(tap) for tap in config.taps if config.augmentations == "draw")]
+    return AblationRow(name=name, changed=changed, figures=figures,
+                       logits_files=tuple(oof.fingerprint[:12] for oof in scores.oofs),
+                       bytes_a_frame=2 * sum(prod(store.taps[tap]) for tap in read if tap in store.taps))
 
 
 def write_ablation(table: AblationTable, out: Path) -> None:

@@ -14,17 +14,8 @@ from numpy.typing import NDArray
 from scipy import special
 
 from fercache.oof import OofLogits
-from fercache.results.smoothing import (
-    Chain,
-    CumulativeSums,
-    NearestRow,
-    WindowReach,
-    chain_posteriors,
-    highest,
-    lagged,
-    nearest_row,
-    window_reach,
-)
+from fercache.results import smoothing
+from fercache.results.smoothing import Chain, CumulativeSums, NearestRow, WindowReach
 from fercache.runtime.progress import ProgressBar
 
 Floats = NDArray[np.float64]
@@ -84,7 +75,7 @@ class ClipView:
         faces = CumulativeSums(np.zeros((len(valid), 1)), valid, causal=causal)
         seen = tuple(faces.share(_reach(time_s, width, causal))[counts] for width in SEEN_S)
         pooled = np.stack([oof.pooled[head][rows][counts] for head in oof.heads], 1) if oof.pooled else None
-        return cls(counts=counts, filled=nearest_row(time_s, counts, causal=causal), log_probs=log_probs,
+        return cls(counts=counts, filled=smoothing.nearest_row(time_s, counts, causal=causal), log_probs=log_probs,
                    time_s=time_s[counts], seen=seen, pooled=pooled, causal=causal)
 
     @classmethod
@@ -94,7 +85,7 @@ class ClipView:
         for part in np.split(np.asarray(trials, int), np.flatnonzero(np.diff(rows // ROWS_AT_ONCE)) + 1):
             views = [cls.of(oof, trial, causal) for trial in part.tolist()]
             if not oof.pooled:
-                posteriors = chain_posteriors([view.log_probs.mean(1) for view in views],
+                posteriors = smoothing.chain_posteriors([view.log_probs.mean(1) for view in views],
                                               [view.time_s for view in views], CHAINS, causal=causal)
                 for view, values in zip(views, posteriors, strict=True):
                     vars(view)["posteriors"] = values  # where `cached_property` looks
@@ -107,7 +98,7 @@ class ClipView:
     @cached_property
     def posteriors(self) -> Floats:
         """Log-probabilities under each of `CHAINS`, from the heads' mean, ``(M, V, C)``; one slow pass."""
-        return chain_posteriors([self.log_probs.mean(1)], [self.time_s], CHAINS, causal=self.causal)[0]
+        return smoothing.chain_posteriors([self.log_probs.mean(1)], [self.time_s], CHAINS, causal=self.causal)[0]
 
     def sums(self, values: Floats) -> CumulativeSums:
         """Return the running sums of values of the frames that count, ``(M, D)``."""
@@ -124,7 +115,7 @@ class ClipView:
 
 
 def _reach(time_s: Floats, width_s: float, causal: bool) -> WindowReach:
-    return window_reach(time_s, width_s, 0.0 if causal else width_s)
+    return smoothing.window_reach(time_s, width_s, 0.0 if causal else width_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,13 +220,11 @@ def feature_columns(oof: OofLogits, causal: bool) -> FeatureColumns:
 def _around(pooled: Floats, view: ClipView) -> list[Floats]:
     """Return statistics of the heads' mean log-probabilities around each frame, ``(M, C)`` each."""
     sums, time_s = view.sums(pooled), view.time_s
-    means = [sums.mean(view.reach(width)) for width in WIDTHS_S]
-    sides = [sums.mean(window_reach(time_s, SIDE_S, 0)),
-             *([] if view.causal else [sums.mean(window_reach(time_s, 0, SIDE_S))])]
-    whole = sums.mean(window_reach(time_s, np.inf, 0 if view.causal else np.inf))
-    return [*means, *sides, lagged(pooled, time_s, LAG_S), whole, sums.spread(view.reach(SPREAD_S)),
-            highest(pooled, view.reach(MOST_S)),
-            view.posteriors[:, FEATURE_CHAIN]]
+    sides = [sums.mean(smoothing.window_reach(time_s, SIDE_S, 0)),
+             *([] if view.causal else [sums.mean(smoothing.window_reach(time_s, 0, SIDE_S))])]
+    return [*(sums.mean(view.reach(width)) for width in WIDTHS_S), *sides, smoothing.lagged(pooled, time_s, LAG_S),
+            sums.mean(view.reach(np.inf)), sums.spread(view.reach(SPREAD_S)),
+            smoothing.highest(pooled, view.reach(MOST_S)), view.posteriors[:, FEATURE_CHAIN]]
 
 
 def _entropy(view: ClipView) -> Floats:
@@ -252,15 +241,15 @@ def _moving_entropy(pooled: Floats, view: ClipView) -> Floats:
     entropy = -(np.exp(pooled) * pooled).sum(-1, keepdims=True)
     sums = view.sums(entropy)
     windows = [view.reach(width) for width in ENTROPY_S]
-    return np.concatenate([part for w in windows for part in (sums.spread(w), highest(entropy, w),
-                                                              -highest(-entropy, w))], 1)
+    return np.concatenate([part for window in windows for part in (
+        sums.spread(window), smoothing.highest(entropy, window), -smoothing.highest(-entropy, window))], 1)
 
 
 def _slope(pooled: Floats, view: ClipView) -> Floats:
     """Return the rate of change of the top class, in log-probability per second, ``(M, 1)``."""
     sums = view.sums(pooled)
-    ahead = pooled if view.causal else sums.mean(window_reach(view.time_s, 0, SIDE_S))
-    rise = (ahead - sums.mean(window_reach(view.time_s, SIDE_S, 0))) / SIDE_S
+    ahead = pooled if view.causal else sums.mean(smoothing.window_reach(view.time_s, 0, SIDE_S))
+    rise = (ahead - sums.mean(smoothing.window_reach(view.time_s, SIDE_S, 0))) / SIDE_S
     return np.take_along_axis(rise, pooled.argmax(1)[:, None], 1)
 
 
