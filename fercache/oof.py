@@ -36,14 +36,9 @@ MIN_GROUPS_TO_CHOOSE = 4  # with fewer, nothing is selected by held-out score: e
 def assign_folds(groups: Sequence[str], counts: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int16]:
     """Return the fold of each trial, ``(N,)``; all trials of a group are in the same fold.
 
-    Raises InputError if fewer than two groups have labels.
-
-    Parameters
-    ----------
-    groups : (N,) the group (parent video or subject) of each trial.
-    counts : (N, C) labelled frames of each class. A trial without any is in its group's fold; a group without any gets
-        fold -1.
-    k : number of folds; fewer if there are fewer labelled groups.
+    `groups`: (N,) the group (parent video or subject) of each trial. `counts`: (N, C) labelled frames of each class; a
+    group without any gets fold -1. `k`: number of folds; fewer if there are fewer labelled groups. Raises InputError if
+    fewer than two groups have labels.
     """
     # Greedy stratification: groups in falling order of labelled frames (ties in random order), each to the fold where
     # it keeps the class distributions of the folds most alike (the criterion of scikit-learn's StratifiedGroupKFold:

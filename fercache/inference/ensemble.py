@@ -12,13 +12,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
 from fercache.backbones.registry import KNOWN_WEIGHTS, PREFIXES
-from fercache.config import PRECISIONS, ExtractConfig, StackConfig, fingerprint_of
+from fercache.config import PRECISIONS, ExtractConfig, fingerprint_of
 from fercache.data import labels
 from fercache.data.base import UNKNOWN, Dataset, Trial
 from fercache.data.demo import DEMO
@@ -27,7 +26,6 @@ from fercache.inference import starter
 from fercache.oof import ROWS, OofLogits, Provenance
 from fercache.runtime.uri import Location
 from fercache.stacking.run_metrics import StackMetrics, read_metrics
-from fercache.stacking.stack import run_without_sound
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.multi_store import IMPORTED, JOINED, MultiStoreView, ReadableStore, clip_identity, siblings
 from fercache.workspace import METRICS, Workspace, heads_of, logits_file_of
@@ -60,16 +58,12 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
                   causal: bool = False) -> SelectedModels:
     """Return the heads and the stacker to predict with.
 
+    `heads`: their folder, their file of out-of-fold logits, or "starter"; by default those of `dataset`, without any
+    those that were trained last in this cache, and before any training but the demo's the starter heads. `stack`:
+    folder of a stack run of these heads, by default the last one, if `causal` of those that use no later frame.
+
     Raises InputError if the models do not exist, do not belong together, or use later frames in spite of `causal`;
     StoreError if the file of logits is damaged.
-
-    Parameters
-    ----------
-    heads : folder of heads, their file of out-of-fold logits, or "starter" for the shipped heads.
-    stack : folder of a stack run of these heads.
-    dataset : data set whose current heads are used if neither folder is given. If it is empty or has no heads, the
-        data set that was trained last in this cache is used; before any training but the demo's, the starter heads.
-    causal : select a stack run that uses no later frame; the starter heads need none.
     """
     if stack is not None and heads is None:
         metrics = _metrics(stack)
@@ -104,14 +98,6 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
                          hint=f"name a run of the heads {folder}, or leave --stack out")
     log.info("heads %s, stack %s, trained on %s", folder, stack.name, oof.dataset)
     return SelectedModels(logits_file=oof, heads=folder, stack=stack)
-
-
-def find_mute_run(models: SelectedModels) -> Path | None:
-    """Return the folder of the stack run for clips without sound, made if missing; None if no head reads sound."""
-    if models.stack is None:
-        return None
-    config = msgspec.convert(_metrics(models.stack).config, StackConfig)
-    return run_without_sound(models.logits_file, config, Workspace.holding(models.heads).root)
 
 
 def _reads(file: Path, fingerprint: str, causal: bool) -> bool:

@@ -38,12 +38,12 @@ from fercache.recipe import Context
 from fercache.results import io
 from fercache.stacking import stack
 from fercache.stacking.report import as_text
-from fercache.stacking.run_metrics import PredictRecord
+from fercache.stacking.run_metrics import PredictRecord, read_metrics
 from fercache.stacking.stack import StackResult
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.multi_store import IMPORTED, JOINED, SEPARATOR, MultiStoreView, ReadableStore
 from fercache.training import checkpoints
-from fercache.workspace import FAILURES, Workspace
+from fercache.workspace import FAILURES, METRICS, Workspace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -221,16 +221,11 @@ class Predictions:
         return timeline.draw_clip(name, self.classes, self.result.series(name), trial, self.store[trial.name])
 
     def save(self, path: str | PathLike[str], *, timelines: bool = True, overlay: bool = False) -> list[Path]:
-        """Write the predictions; return the paths of all files.
+        """Write the predictions; return the paths of all files. Raises InputError if the place cannot be written.
 
-        Raises InputError if the place cannot be written.
-
-        Parameters
-        ----------
-        path : a table (.csv, .csv.gz, .parquet), beside which the metrics are written; or a folder, which gets
-            preds.csv, preds.metrics.json, the list of failed clips and the pictures.
-        timelines : draw a timeline of each clip into the folder.
-        overlay : write a copy of each clip with its predictions drawn in; a clip that fails is added to `failed`.
+        `path`: a table (.csv, .csv.gz, .parquet), beside which the metrics are written; or a folder, which gets
+        preds.csv, preds.metrics.json, the list of failed clips, a timeline of each clip, and (`overlay`) a copy of each
+        clip with its predictions drawn in; a clip for which that fails is added to `failed`.
         """
         path = Path(path)
         if path.name.endswith(io.ENDINGS):
@@ -327,14 +322,9 @@ def predict_clips(context: Context, paths: Sequence[Path], typed: Mapping[str, A
     """Predict the clips at `paths`, or the data set that `typed` names; a clip that cannot be read is recorded.
 
     Raises as `select_models` does, InputError if clips are named both ways, or not at all, or if features or classes do
-    not match those that the heads were trained on, and FercacheError if no clip could be predicted.
-
-    Parameters
-    ----------
-    typed : keys of a data set and of stage one that the user gave; the others are those of the heads' own features.
-    heads, stack_run : see `select_models`.
-    causal : use no later frame; by default as the recipe of `stack`.
-    store, force, out : see `PredictJob`.
+    not match those that the heads were trained on, and FercacheError if no clip could be predicted. The keys of stage
+    one that the user did not type are those of the heads' own features. `causal`: by default as the recipe of `stack`;
+    `heads`, `stack_run`: see `select_models`; `store`, `force`, `out`: see `PredictJob`.
     """
     if bool(paths) == (named := any(typed.get(name) for name in ("dataset", "root", "clips"))):
         raise InputError("clips are named both as arguments and as a data set" if named else "no clip is named",
@@ -452,7 +442,10 @@ def _evaluate(request: PredictJob, dataset: Dataset, oof: OofLogits, seen: froze
     if request.models.stack is None:
         result = starter.evaluate_starter(without_labels(oof, seen), request.stack)
     else:
-        mute = ensemble.find_mute_run(request.models) if silent else None
+        config = msgspec.convert(read_metrics(request.models.stack / METRICS).config, StackConfig)
+        cache = Workspace.holding(request.models.heads).root
+        # The stack run for clips without sound is made if it is missing; None if no head reads sound.
+        mute = stack.run_without_sound(request.models.logits_file, config, cache) if silent else None
         result = stack.evaluate(request.models.stack, without_labels(oof, seen), request.stack, mute=mute,
                                 silent=silent)
     names = display_names(dataset)

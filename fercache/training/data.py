@@ -181,14 +181,11 @@ def load_features(store: ReadableStore, trials: Sequence[Trial], taps: Sequence[
                   normalize: str = "train", memory: str = "ram", mmap_dir: Path | None = None) -> FrameDataset:
     """Return the features of `trials`, read once; a trial is as long as the longer of its clip and its annotation.
 
-    Raises InputError if the store lacks one of the taps, or the features fit neither into memory nor onto the disk.
+    `augmentations`: read the taps' other augmentations too, where the store has them. `normalize`: "clip" normalizes
+    each clip by the mean and spread of its seen frames. `memory`: "ram", "map" (a mapped file in `mmap_dir`, which the
+    next run with the same features only opens), or "auto" (mapped where the features do not fit into RAM).
 
-    Parameters
-    ----------
-    augmentations : whether to read the taps' other augmentations too, where the store has them.
-    normalize : "clip" normalizes each clip by the mean and spread of its seen frames; otherwise rows are unchanged.
-    memory : "ram", "map" (a mapped file in `mmap_dir`), or "auto" (mapped where the features do not fit into RAM).
-    mmap_dir : folder of the mapped file, which stays there: the next run with the same features only opens it.
+    Raises InputError if the store lacks one of the taps, or the features fit neither into memory nor onto the disk.
     """
     taps = sorted(taps, key=is_audio)
     layout = row_layout(store.taps, taps, store.path)

@@ -29,14 +29,11 @@ POWER = {"weighted": 0.5, "balanced": 1.0, "focal": 0.5}
 
 
 class Loss:
-    """The loss over the labelled frames of a batch, with class frequencies taken from the training labels.
+    """The loss over the labelled frames of a batch, with class frequencies taken from the training labels, ``(R,)``.
 
-    Parameters
-    ----------
-    kind : plain; weighted, balanced (class weights, the class's share to the power of -1/2 or -1); focal (weighted, and
-        frames that are predicted well count little); adjusted (the logarithm of the class's share is added to the
-        logits in training: Menon et al. 2021, arXiv 2007.07314).
-    label : (R,) the training labels, -1 unknown.
+    `kind`: plain; weighted, balanced (class weights, the class's share to the power of -1/2 or -1); focal (weighted,
+    and frames that are predicted well count little); adjusted (the logarithm of the class's share is added to the
+    logits in training: Menon et al. 2021, arXiv 2007.07314).
     """
 
     def __init__(self, kind: str, label: NDArray[np.int16], classes: int, smoothing: float, device: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import heapq
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -198,13 +199,9 @@ def thin_series(series: ClipPredictions, heads: dict[str, NDArray[np.integer]], 
 def points(lengths: Sequence[int], bytes_each: int, budget: int, most: int, least: int) -> int:
     """Return the largest number of points per clip, in `least` to `most`, with which all clips fit `budget` bytes."""
     frames = np.array(lengths, np.int64)
-    # Binary search: the size of the page grows with the number of points.
-    low, high = least, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = np.minimum(frames, middle).sum() * bytes_each * 4 / 3 <= budget
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return low
+    # The size of the page grows with the number of points.
+    return least + bisect_right(range(least + 1, most + 1), budget,
+                                key=lambda number: np.minimum(frames, number).sum() * bytes_each * 4 / 3)
 
 
 def _rounded(fractions: NDArray[np.float64]) -> Bytes:
