@@ -19,6 +19,9 @@ FAST: dict[str, Any] = {"precision": "int8", "backend": "openvino", "embed_every
 """What `fercache extract --fast` sets; docs/results/extract.md has the loss."""
 FAST_TIME = 0.4  # its time over that of float32 on every frame, for estimates
 LOSSES = ("plain", "weighted", "balanced", "focal", "adjusted")
+HEAD_KEYS = ("loss", "label_smoothing", "epochs", "patience", "width", "dropout", "lr", "ema", "mixup", "noise")
+TEMPORAL_KEYS = ("window_s", "step_s", "time_mask_s")
+"""Keys of `train-heads` that at their defaults are left to a head's own settings: of all heads, of temporal ones."""
 
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] = (), numbers: bool = True, later: bool = False,

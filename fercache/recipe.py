@@ -48,7 +48,7 @@ def load_recipe(stages: Path, command: str) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"not readable as TOML ({error})", where=path, hint="fix the line it names") from error
-    _refuse_unknown(values, [RECIPES[command]], path)
+    refuse_unknown(values, [RECIPES[command]], path)
     for key, value in values.items():
         if not all(isinstance(part, str | int | float) for part in (value if isinstance(value, list) else [value])):
             raise InputError(f"{key} must be text, a number, true/false or a list of those", where=path)
@@ -57,14 +57,14 @@ def load_recipe(stages: Path, command: str) -> dict[str, Any]:
 
 def from_keywords(keywords: Mapping[str, Any], *kinds: type[Config]) -> dict[str, Any]:
     """Return the keywords of a Python call as keys of the configurations `kinds`; None means not given."""
-    _refuse_unknown(keywords, kinds, "keyword arguments")
+    refuse_unknown(keywords, kinds, "keyword arguments")
     owners = {entry.name: kind for kind in kinds for entry in fields(kind)}
-    return {name: _as_type(owners[name], name, get_type_hints(owners[name])[name],
-                           os.fspath(value) if isinstance(value, os.PathLike) else value)
+    return {name: _as_type(owners[name], name, os.fspath(value) if isinstance(value, os.PathLike) else value)
             for name, value in keywords.items() if value is not None}
 
 
-def _refuse_unknown(keys: Mapping[str, Any], kinds: Sequence[type[Config]], where: object) -> None:
+def refuse_unknown(keys: Iterable[str], kinds: Sequence[type[Config]], where: object) -> None:
+    """Raise InputError for a key that none of the configurations has."""
     known = [entry.name for kind in kinds for entry in fields(kind)]
     for key in keys:
         if key not in known:
@@ -79,12 +79,12 @@ def make_config(kind: type[C], command: str, stages: Path, typed: Mapping[str, A
     values = load_recipe(stages, command)
     if kind is DatasetConfig and (typed.get("dataset") == "demo" or any(name in typed for name in CHOOSES_DATA)):
         values = {}  # a mixture of the recipe's data set and the user's would be neither
-    hints = get_type_hints(kind)
-    return kind(**{name: _as_type(kind, name, hints[name], value) for name, value in {**values, **typed}.items()})
+    return kind(**{name: _as_type(kind, name, value) for name, value in {**values, **typed}.items()})
 
 
-def _as_type(kind: type[Config], name: str, hint: Any, value: Any) -> Any:
+def _as_type(kind: type[Config], name: str, value: Any) -> Any:
     """Return a value as the field's type: a number as a float, a list or a text with commas as names."""
+    hint = get_type_hints(kind)[name]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is str and isinstance(value, int) and not isinstance(value, bool):  # embed_every = 3

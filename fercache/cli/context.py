@@ -17,7 +17,7 @@ import click
 
 import fercache
 from fercache import recipe
-from fercache.config import Config, DatasetConfig, ExtractConfig, TrainConfig
+from fercache.config import HEAD_KEYS, TEMPORAL_KEYS, Config, DatasetConfig, ExtractConfig, TrainConfig
 from fercache.errors import BrokenOff, FercacheError, InputError
 from fercache.recipe import Context
 from fercache.runtime.uri import Location, Url, as_location
@@ -66,8 +66,7 @@ HEADINGS: dict[str, tuple[type[Config] | None, tuple[str, ...]]] = {
     "Faces": (ExtractConfig, ("faces", "detect_every", "detect_px", "min_face_px", "min_score", "margin", "people")),
     "Sound": (ExtractConfig, ("modality", "audio_window_s")),
     "Sources": (ExtractConfig, ("on_truncated", "crop_fps", "verify_sources", "thumbnails")),
-    "Training": (TrainConfig, ("loss", "label_smoothing", "epochs", "patience", "width", "dropout", "lr", "ema",
-                               "mixup", "noise", "time_mask_s", "window_s", "step_s", "precision")),
+    "Training": (TrainConfig, (*HEAD_KEYS, *TEMPORAL_KEYS, "precision")),
     "Machine": (None, ("device", "threads", "concurrent_clips", "memory", "workers", "engine", "scheduler", "shard",
                        "time_limit", "cache", "local_cache", "stages")),
 }

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import logging
 import time
@@ -21,10 +20,11 @@ import numpy as np
 
 from fercache import metrics
 from fercache.backbones.taps import tap_views
-from fercache.config import AblationConfig, TrainConfig
+from fercache.config import HEAD_KEYS, TEMPORAL_KEYS, AblationConfig, TrainConfig
 from fercache.data.base import Dataset
 from fercache.errors import FercacheError, InputError
 from fercache.oof import OofLogits
+from fercache.recipe import refuse_unknown
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import train
@@ -68,9 +68,9 @@ def parse_rows(rows: Sequence[str], base: TrainConfig) -> dict[str, dict[str, An
 
 def has_no_effect(changed: dict[str, Any], base: TrainConfig) -> bool:
     """Return whether a change affects no head: it repeats a head's own setting, or sets what no head uses."""
-    from fercache.training.cross_validation import KEYS, TEMPORAL_KEYS, settings_for
+    from fercache.training.cross_validation import settings_for
 
-    if not changed.keys() <= {*KEYS, *TEMPORAL_KEYS}:
+    if not changed.keys() <= {*HEAD_KEYS, *TEMPORAL_KEYS}:
         return False
     default, other = ([settings_for(head, config, "cpu", oof_input=oof_input, few_groups=False) for head in base.heads
                        for oof_input in (True, False)] for config in (base, replace(base, **changed)))
@@ -79,17 +79,12 @@ def has_no_effect(changed: dict[str, Any], base: TrainConfig) -> bool:
 
 def _pair(text: str, row: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
-    hints = typing.get_type_hints(TrainConfig)
-    if not equals or key not in hints:
-        similar = difflib.get_close_matches(key, hints, 1)
-        raise InputError(f"{text!r} changes no key of train-heads", where=f"row {row}",
-                         hint=f"did you mean {similar[0]}=..?" if similar else f"known keys: {', '.join(hints)}")
-    hint = hints[key]
-    if typing.get_origin(hint) is tuple:
-        return key, tuple(value.split("+"))
+    refuse_unknown([key], [TrainConfig], f"row {row}")
+    hint = typing.get_type_hints(TrainConfig)[key]
     try:
-        # index raises ValueError for any other word, as int and float do
-        return key, bool(("false", "true").index(value.casefold())) if hint is bool else hint(value)
+        if not equals:
+            raise ValueError
+        return key, tuple(value.split("+")) if typing.get_origin(hint) is tuple else hint(value)
     except ValueError as error:
         raise InputError(f"{key} cannot be {value!r}", where=f"row {row}", hint="a row is key=value") from error
 

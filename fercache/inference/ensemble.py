@@ -136,10 +136,8 @@ class LoadedHeads:
         """
         from fercache.training.inference import load_trained  # torch
 
-        if heads is None and dataset:
-            path: Path | None = Workspace(cache).current_logits_file(dataset)
-        else:
-            path = find_heads(cache, heads)
+        path = (Workspace(cache).current_logits_file(dataset) if heads is None and dataset else
+                find_heads(cache, heads))
         folder = starter.FOLDER if path is None else heads_of(path)
         if path is not None and heads is not None and heads.is_dir():
             folder = heads  # one that was copied out of a cache has no logits file

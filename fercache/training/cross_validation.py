@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fercache.backbones import weights
 from fercache.backbones.weights import files
-from fercache.config import TrainConfig
+from fercache.config import HEAD_KEYS, TEMPORAL_KEYS, TrainConfig
 from fercache.data.base import Dataset, Trial
 from fercache.data.labels import canonical_class_name
 from fercache.errors import InputError
@@ -37,9 +37,6 @@ from fercache.workspace import FEATURES
 log = logging.getLogger(__name__)
 
 FEW_GROUPS_EPOCHS = 0.5  # share of the usual epochs where groups are too few to choose the epoch
-KEYS = ("loss", "label_smoothing", "epochs", "patience", "width", "dropout", "lr", "ema", "mixup", "noise")
-TEMPORAL_KEYS = ("window_s", "step_s", "time_mask_s")
-"""Recipe keys of every head, and of heads with windows only; at its default a key is left to the head's own setting."""
 STARTER_LR = 1e-4  # peak of the learning rate of a head that begins with starter weights: a tenth of the usual one
 FINETUNE_MIN_GROUPS = 5  # with fewer training groups the starter's weights stay as they are, unless they lack a class
 
@@ -55,7 +52,7 @@ def settings_for(head: str, config: TrainConfig, device: str, *, oof_input: bool
     settings = spec.settings
     if settings.temporal_input and not oof_input:
         settings = replace(settings, temporal_input=False, **spec.on_features)
-    keys = KEYS + (TEMPORAL_KEYS if settings.window_s else ())
+    keys = HEAD_KEYS + (TEMPORAL_KEYS if settings.window_s else ())
     changed: dict[str, Any] = {key: value for key in keys
                                if (value := getattr(config, key)) != getattr(TrainConfig, key)}
     if starter is not None:
