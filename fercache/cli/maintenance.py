@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -20,9 +21,6 @@ from fercache.runtime.uri import Location
 from fercache.workspace import features_folder
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from fercache.data.base import Dataset
     from fercache.maintenance.gc import Unreferenced
     from fercache.maintenance.verify import DiffReport, VerifyReport
 
@@ -322,7 +320,14 @@ def info_command(context: Context, store: Location | None, with_clips: bool, as_
 
     dataset = None if store else context.dataset(typed)  # a named store needs no data set
     if dataset is not None and job.current_store_or_none(context.features, dataset.name) is None:
-        return _print_cost(context, dataset, as_json)
+        from fercache.diagnostics import check
+
+        config = recipe.make_config(ExtractConfig, "extract", context.stages, {})
+        cost = check.predict_cost(dataset, config, context.cache)
+        show("\n".join([f"{dataset.name}: nothing was extracted yet", *check.cost_lines(cost),
+                        "next: `fercache extract`; `fercache check --taps ..` compares other taps"]),
+             {"store": None, "cost": cost}, as_json)
+        return 0
     opened = open_store(context, store, dataset.name if dataset else "")
     frames = {clip: opened.manifest(clip).frames for clip in opened}
     size = opened.size()
@@ -332,38 +337,23 @@ def info_command(context: Context, store: Location | None, with_clips: bool, as_
                "files": size.files, "taps": {tap: list(shape) for tap, shape in opened.taps.items()},
                "bytes_a_frame": 2 * sum(prod(shape) for shape in opened.taps.values()),
                "fingerprint": fingerprint_of(opened.settings), "digest": opened.digest()}
-    show(_summary_table(summary), summary | ({"frames_of": frames} if with_clips else {}), as_json)
+    show(_summary_text(summary), summary | ({"frames_of": frames} if with_clips else {}), as_json)
     for clip in frames if with_clips and not as_json else ():
         click.echo(printable(f"{frames[clip]:9d} {clip}"))
     return 0
 
 
-def _print_cost(context: Context, dataset: Dataset, as_json: bool) -> int:
-    from fercache.diagnostics import check
-
-    cost = check.predict_cost(dataset, recipe.make_config(ExtractConfig, "extract", context.stages, {}), context.cache)
-    show("\n".join([f"{dataset.name}: nothing was extracted yet", *check.cost_lines(cost),
-                    "next: `fercache extract`; `fercache check --taps ..` compares other taps"]),
-         {"store": None, "cost": cost}, as_json)
-    return 0
-
-
-def _summary_table(summary: dict[str, Any]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-    table.add_column("name", style="bold", no_wrap=True)
-    table.add_column("value", overflow="fold")
+def _summary_text(summary: dict[str, Any]) -> str:
+    lines = []
     for key, value in summary.items():
         text = f"{value:,}" if isinstance(value, int) else str(value)
         if key == "bytes":
-            text = f"{value:,} ({format_bytes(value)})"
+            text += f" ({format_bytes(value)})"
         elif key == "taps":
-            text = "\n".join(f"{tap} {' x '.join(map(str, shape))}" for tap, shape in value.items())
-        table.add_row(Text(key.replace("_", " ")), Text(text))  # as Text: rich would read brackets as markup
-    return table
+            text = ", ".join(f"{tap} {' x '.join(map(str, shape))}" for tap, shape in value.items())
+        lines += textwrap.wrap(printable(text), 80, initial_indent=f"{key.replace('_', ' '):15}",
+                               subsequent_indent=" " * 15, break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 @command("export", DatasetConfig)
