@@ -43,11 +43,12 @@ class ExtractionCost:
     fast: tuple[int | None, float | None] | None = None
 
 
-def _estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConfig, cache: Path,
-                  rate: float) -> ExtractionCost:
+def _estimate_cost(dataset: Dataset, tables: Sequence[FrameTable], config: ExtractConfig, cache: Path,
+                   rate: float) -> ExtractionCost:
     """Return the cost of extracting these trials; `rate`: assumed frames per second, 0 for the measured rate."""
     from fercache.backbones.taps import tap_shapes  # imports torch, which takes seconds: only where it is needed
 
+    faces = dataset.faces if config.faces == "auto" else config.faces
     lengths = [table.stored for table in tables if table.stored]
     frames = sum(lengths)
     row: int | None = None
@@ -73,7 +74,7 @@ def _estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConf
                                 f"{run_log.MIN_FRAMES} frames or more; --rate assumes one")
     fast = None
     if (config.precision, config.embed_every, rate) == ("float32", "1", 0) and weights.is_facenet(config.weights):
-        quick = _estimate_cost(tables, faces, replace(config, **FAST), cache, 0.0)
+        quick = _estimate_cost(dataset, tables, replace(config, **FAST), cache, 0.0)
         fast = quick.bytes, quick.seconds or (seconds and seconds * FAST_TIME)
     return ExtractionCost(faces=faces, clips=len(lengths), frames=frames, unknown=len(tables) - len(lengths),
                           bytes_a_frame=row, bytes=total, seconds=seconds, basis=basis, fast=fast)
@@ -145,13 +146,13 @@ def check_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh
                        splits={split: _count(own, dataset.classes, by_clip) for split, own in by_split.items() if own},
                        clips=tuple(_clip(table) for table in tables), lengths=check_issues.compare_lengths(tables),
                        issues=tuple(check_issues.find_issues(dataset, tables, index.facts)),
-                       cost=_estimate_cost(tables, _faces(dataset, config), config, cache, rate), clips_read=index.read,
+                       cost=_estimate_cost(dataset, tables, config, cache, rate), clips_read=index.read,
                        clips_known=index.reused, seconds=time.monotonic() - started)
 
 
 def predict_cost(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractionCost:
     """Return the cost of extracting a data set; updates the index, as `check_dataset` does."""
-    return _estimate_cost(_index_and_tables(dataset, cache, False)[1], _faces(dataset, config), config, cache, 0.0)
+    return _estimate_cost(dataset, _index_and_tables(dataset, cache, False)[1], config, cache, 0.0)
 
 
 def _index_and_tables(dataset: Dataset, cache: Path, fresh: bool) -> tuple[ClipIndex, list[FrameTable]]:
@@ -160,10 +161,6 @@ def _index_and_tables(dataset: Dataset, cache: Path, fresh: bool) -> tuple[ClipI
     index.refresh([*((trial.path, trial.kind) for trial in dataset.trials),
                    *((trial.video, "video") for trial in dataset.trials if trial.video)], fresh)
     return index, [frame_table_of(trial, index.facts) for trial in dataset.trials]
-
-
-def _faces(dataset: Dataset, config: ExtractConfig) -> str:
-    return dataset.faces if config.faces == "auto" else config.faces
 
 
 def frame_table_of(trial: Trial, facts: Mapping[str, ClipFacts]) -> FrameTable:

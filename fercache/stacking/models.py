@@ -100,26 +100,21 @@ SHRINK_EFFECTIVE_N = 20.0  # the L2 penalty of a leaf, in blocks; multiplied by 
 ROWS_FOR_THREADS = 20_000  # with fewer rows, threads cost more than they save
 
 
-@dataclass(frozen=True, kw_only=True)
-class TreesModel:
-    """A fitted booster."""
+def correction(trees: lightgbm.Booster, x: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
+    """Return the correction of the start's log-probabilities, ``(n, C)``, for features ``(n, F)``."""
+    if not len(x):
+        return np.zeros((0, trees.num_model_per_iteration()), np.float32)
+    return np.asarray(trees.predict(x, raw_score=True, num_threads=threads), np.float32)
 
-    booster: lightgbm.Booster
 
-    def correction(self, x: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
-        """Return the correction of the start's log-probabilities, ``(n, C)``, for features ``(n, F)``."""
-        if not len(x):
-            return np.zeros((0, self.booster.num_model_per_iteration()), np.float32)
-        return np.asarray(self.booster.predict(x, raw_score=True, num_threads=threads), np.float32)
-
-    def gains(self) -> NDArray[np.float64]:
-        """Return each feature's share of the gain of all splits, ``(F,)``."""
-        gain = np.asarray(self.booster.feature_importance("gain"), float)
-        return np.asarray(gain / max(gain.sum(), 1e-12))
+def gains(trees: lightgbm.Booster) -> Floats:
+    """Return each feature's share of the gain of all splits, ``(F,)``."""
+    gain = np.asarray(trees.feature_importance("gain"), float)
+    return np.asarray(gain / max(gain.sum(), 1e-12))
 
 
 def fit_trees(sample: TrainingSample, start: Floats, config: StackConfig, balance: float
-              ) -> tuple[TreesModel, int, int]:
+              ) -> tuple[lightgbm.Booster, int, int]:
     """Return trees fitted to a sample, their number of rounds, and that of the groups that chose it (0: fixed).
 
     `start`: log-probabilities that they start from, ``(n, C)``. `balance`: a row weighs one over its class's share to
@@ -130,8 +125,7 @@ def fit_trees(sample: TrainingSample, start: Floats, config: StackConfig, balanc
     # plain mean .248 and .242, calibrated smoothed mean .276 and .282, trees on top of it .276 and .281. Trees without
     # a start lost to the plain mean on every set of streams.
     rounds, val_groups = _rounds(sample, start, config, balance)
-    booster = lightgbm.train(_settings(sample, config), _data(sample, start, balance), rounds)
-    return TreesModel(booster=booster), rounds, val_groups
+    return lightgbm.train(_settings(sample, config), _data(sample, start, balance), rounds), rounds, val_groups
 
 
 def _rounds(sample: TrainingSample, start: Floats, config: StackConfig, balance: float) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from fercache.runtime import atomic_io
 from fercache.runtime.progress import ProgressBar, progress_bar
 from fercache.stacking import features, models, smoothed_mean
 from fercache.stacking.features import ClipView, FeatureColumns, TrainingSample, draw_sample
-from fercache.stacking.models import LinearModel, TreesModel
+from fercache.stacking.models import LinearModel
 from fercache.stacking.run_metrics import FoldRecord, StackMetrics, read_metrics, write_metrics
 from fercache.workspace import METRICS
 
@@ -39,7 +39,7 @@ class FoldModel:
     """The models fitted without one fold (-1: on all folds); the smoothed mean is in the record."""
 
     record: FoldRecord
-    trees: TreesModel
+    trees: lightgbm.Booster
     linear: LinearModel
 
 
@@ -119,7 +119,7 @@ def _fill(outputs: dict[str, Probs], oof: OofLogits, fold_model: FoldModel,
     x, smoothed = (np.concatenate([one[part] for one in waiting]) for part in (2, 3))
     predicted: dict[str, NDArray[Any]] = {
         "start": fold_model.record.smoothed_mean.log_probs(smoothed), "logistic": fold_model.linear.logits(x),
-        "correction": fold_model.trees.correction(x, threads)}
+        "correction": models.correction(fold_model.trees, x, threads)}
     ends = np.cumsum([len(one) for _, _, one, _ in waiting])
     for (trial, view, one, _), end in zip(waiting, ends.tolist(), strict=True):
         for name, values in predicted.items():
@@ -149,7 +149,7 @@ def digest(oof: OofLogits) -> str:
 def save_stack(folder: Path, ppm: NDArray[np.int32], fold_models: dict[int, FoldModel], report: StackMetrics) -> None:
     """Write a finished run into `folder`."""
     for fold, fold_model in fold_models.items():
-        atomic_io.write_bytes(folder / f"trees-{_name(fold)}.txt", fold_model.trees.booster.model_to_string().encode())
+        atomic_io.write_bytes(folder / f"trees-{_name(fold)}.txt", fold_model.trees.model_to_string().encode())
     if ALL in fold_models:
         with atomic_io.replacing(folder / "linear-all.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, **{name: getattr(fold_models[ALL].linear, name) for name in LINEAR})
@@ -175,7 +175,7 @@ def load_fold_model(folder: Path) -> FoldModel:
     """Return the model that was fitted on all folds; raises StoreError if the run has none, or a damaged one."""
     try:
         record = atomic_io.read_record(folder / FOLD_RECORD, FoldRecord)
-        trees = TreesModel(booster=lightgbm.Booster(model_file=str(folder / f"trees-{_name(ALL)}.txt")))
+        trees = lightgbm.Booster(model_file=str(folder / f"trees-{_name(ALL)}.txt"))
         with np.load(folder / "linear-all.npz", allow_pickle=False) as file:
             linear = LinearModel(**{name: file[name] for name in LINEAR})
     except (OSError, KeyError, ValueError, lightgbm.basic.LightGBMError) as error:

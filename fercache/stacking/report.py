@@ -19,7 +19,7 @@ from fercache.config import StackConfig
 from fercache.metrics import Scores
 from fercache.oof import OofLogits
 from fercache.results import missing_faces
-from fercache.stacking import calibration, features, run_metrics
+from fercache.stacking import calibration, features, models, run_metrics
 from fercache.stacking.candidates import DESCRIPTIONS, leaky_heads
 from fercache.stacking.nested_cv import LEARNED, NestedResult, Probs
 from fercache.stacking.run_metrics import Calibration, FinalRecord, FoldGroups, RefitRecord, SplitMetrics, StackMetrics
@@ -146,7 +146,7 @@ def _importances(run: StackRun) -> tuple[tuple[str, float], ...]:
     if -1 not in run.nested.fold_models:
         return ()
     names = features.feature_columns(run.oof, run.config.causal).names
-    named = zip(names, run.nested.fold_models[-1].trees.gains().tolist(), strict=True)
+    named = zip(names, models.gains(run.nested.fold_models[-1].trees).tolist(), strict=True)
     return tuple((name, round(gain, 6)) for name, gain in sorted(named, key=lambda pair: -pair[1]) if gain > 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -92,10 +93,7 @@ MARKS = ("circle", "diamond", "square", "triangle-up", "x", "star")
 SCALE = "Cividis"
 ROW_PX, FRAME_PX = 24, 150
 
-
-def plain(text: str) -> str:
-    """Return text that plotly, which interprets some HTML tags, shows unchanged."""
-    return escape(text, quote=False)
+plain = partial(escape, quote=False)  # plotly interprets some HTML tags
 
 
 def figure(name: str, traces: Sequence[Any], caption: str, *, x: Mapping[str, Any], y: Mapping[str, Any],
