@@ -7,7 +7,6 @@ import logging
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from fercache.data.base import UNKNOWN, printable, shorten_list
 from fercache.data.labels import MOST_FRAMES, whole_number
 from fercache.data.table import SPLITS
 from fercache.errors import InputError
-from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits, Provenance, assign_folds
+from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits, Provenance, assign_folds, class_counts
 from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -240,8 +239,7 @@ def _folds(group: Sequence[str], split: Sequence[str], label: NDArray[np.int16],
     """Return the fold of each trial, ``(N,)``, and whether there are too few groups to choose anything by."""
     # Validation and test trials get fold -1: nothing is trained on them.
     training = np.array(split) == "train"
-    counts = np.array([np.bincount(label[a:b][label[a:b] >= 0], minlength=classes)
-                       for a, b in pairwise(offsets)]) * training[:, None]
+    counts = class_counts(label, offsets, classes) * training[:, None]
     labelled = {g for g, n in zip(group, counts.sum(1), strict=True) if n}
     if len(labelled) < 2:
         return np.full(len(group), -1, np.int16), True

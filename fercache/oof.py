@@ -28,8 +28,6 @@ JSON_FIELDS = ("dataset", "classes", "metric", "notice", "heads", "provenance", 
                "declared")
 """Fields of `OofLogits` that one data set of the file, ``about``, holds as JSON."""
 OUT_OF_FOLD, HELD_OUT, IN_SAMPLE = "out-of-fold", "held-out", "in-sample"
-NO_SOUND = "without_sound"
-"""Key that the fingerprint of a training's second file of logits covers beside the settings: see `without_sound`."""
 MIN_GROUPS_TO_CHOOSE = 4  # with fewer, nothing is selected by held-out score: epochs are fixed, the mean is final
 
 
@@ -70,6 +68,13 @@ def assign_folds(groups: Sequence[str], counts: NDArray[np.int64], k: int, seed:
     return np.where(member >= 0, fold[member], -1).astype(np.int16)
 
 
+def class_counts(label: NDArray[np.int16], offsets: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """Return the number of labelled frames of each class in each trial, ``(N, C)``, for `assign_folds`."""
+    trial = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    cell = (trial * classes + label)[label >= 0]
+    return np.bincount(cell, minlength=(len(offsets) - 1) * classes).reshape(-1, classes)
+
+
 def inner_groups(groups: Sequence[str], share: float, seed: int) -> set[str]:
     """Return the validation groups among a fold's training groups, to choose epochs by; empty if there are too few.
 
@@ -87,7 +92,7 @@ def without_sound(logits_file: Path, settings: Mapping[str, Any]) -> tuple[str, 
 
     `logits_file`: of the training; the other file is beside it. `settings`: those that its fingerprint covers.
     """
-    fingerprint = fingerprint_of({**settings, NO_SOUND: True})
+    fingerprint = fingerprint_of({**settings, "without_sound": True})
     return fingerprint, logits_file.with_name(f"{fingerprint[:12]}{logits_file.suffix}")
 
 

@@ -185,10 +185,6 @@ class Context:
             self.noted = True
         return make_config(DatasetConfig, "dataset", self.stages, options)
 
-    def is_logits(self, typed: Mapping[str, Any]) -> bool:
-        """Return whether the data set consists of imported logits alone."""
-        return self.dataset_config(typed).dataset == "logits"
-
     def dataset_name(self, typed: Mapping[str, Any]) -> str:
         """Return the name in the cache of the data set that flags or `dataset.toml` name; imported logits are one."""
         from fercache import data

@@ -46,7 +46,7 @@ def audit_command(context: Context, logits_file: Path | None, logits: tuple[str,
     config = context.config(AuditConfig, "audit", typed)
     name = context.dataset_name(typed)
     names = logits or tuple(logits_import.imported_names(context.cache, name))
-    alone = context.is_logits(typed)  # such a data set has no clips and no store to audit
+    alone = context.dataset_config(typed).dataset == "logits"  # such a data set has no clips and no store to audit
     features = None if alone else open_store(context, store, name)
     with tempfile.TemporaryDirectory() as scratch:
         results = []
@@ -183,7 +183,7 @@ def report_command(context: Context, preds: Path, out: Path, check: Path | None,
     result = report.make_report(preds, out, context.cache, check=check, ablation=ablation)
     log.info("%d clips, %d frames, %s; %s", result.clips, result.frames, format_bytes(result.bytes),
              "with pictures of faces" if result.pictures else "without pictures of faces")
-    click.echo(result.path)
+    click.echo(out)
     return 0
 
 

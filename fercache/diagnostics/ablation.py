@@ -131,7 +131,7 @@ def fold_confusions(oof: OofLogits, split: str = "") -> dict[str, metrics.Counts
     from fercache.stacking import candidates, nested_cv
 
     rows = (oof.label >= 0) & oof.per_row(np.array(oof.split) == split) if split else oof.scored
-    by_candidate = candidates.gather_candidates(oof, nested_cv.NestedResult(fold_models={}, columns={}))
+    by_candidate = candidates.gather_candidates(oof, nested_cv.NestedResult())
     return {name: oof.confusions(probs.argmax(1), rows) for name, probs in by_candidate.items()}
 
 

@@ -36,8 +36,6 @@ SMOOTHING_S = 0.25
 """Half the width of the moving mean. Expressions last half a second to four seconds (Ekman 2003, Emotions Revealed), so
 a window of half a second does not erase one; the errors of single frames are shorter."""
 
-NOTHING_LEARNED = nested_cv.NestedResult(fold_models={}, columns={})  # no stacker: the candidates are the heads
-
 TERMS = ("research only: the heads were trained on FER2013, and the features come from a CNN that was trained on "
          "CASIA-WebFace")
 
@@ -70,13 +68,9 @@ def starter_logits(card: StarterCard) -> OofLogits:
         group=(), split=(), fold=empty.astype(np.int16), offsets=np.zeros(1, np.int64), index=empty.astype(np.int32),
         time_s=empty.astype(float), valid=empty.astype(bool), label=empty.astype(np.int16),
         logits={FRAME: np.empty((0, len(card.classes)), np.float32)}, provenance=Provenance(),
-        fingerprint=_digest(FOLDER))
-
-
-def _digest(folder: Path) -> str:
-    """Return a hash of all files of the starter: predictions that are cached for other starter heads do not fit."""
-    return fingerprint_of([[path.name, atomic_io.file_sha256(path)] for path in sorted(folder.iterdir())
-                           if path.is_file()])
+        # Of all files of the starter: predictions that are cached for other starter heads do not fit.
+        fingerprint=fingerprint_of([[path.name, atomic_io.file_sha256(path)] for path in sorted(FOLDER.iterdir())
+                                    if path.is_file()]))
 
 
 def evaluate_starter(oof: OofLogits, config: StackConfig) -> StackResult:
@@ -88,11 +82,12 @@ def evaluate_starter(oof: OofLogits, config: StackConfig) -> StackResult:
     # The starter has no temporal head: a policy that needs one falls back to the nearest face.
     policy = "nearest" if config.missing_faces == "temporal-heads" else config.missing_faces
     filler = candidates.GapFiller.of(oof, policy, causal=config.causal)
-    probs = candidates.gather_candidates(oof, NOTHING_LEARNED, filler)[FRAME]
+    nested = nested_cv.NestedResult()  # no stacker: the candidates are the heads
+    probs = candidates.gather_candidates(oof, nested, filler)[FRAME]
     probs = filler.refill(calibration.apply_temperature(probs, load_card().temperature))
     columns = {FRAME: probs, SMOOTHED: smooth(probs, oof, causal=config.causal)}
     final = FinalRecord(column=SMOOTHED, why="the starter's predictions, averaged over half a second")
-    run = report.StackRun(oof=oof, config=replace(config, missing_faces=policy), nested=NOTHING_LEARNED,
+    run = report.StackRun(oof=oof, config=replace(config, missing_faces=policy), nested=nested,
                           columns=columns, final=final, rejected={},
                           temperatures=dict.fromkeys([*range(int(oof.fold.max(initial=-1)) + 1), -1], 1.0))
     record = report.build_report(run, oof.fingerprint)
@@ -145,7 +140,7 @@ def pack_starter(logits_file: Path, out: Path) -> StarterCard:
         with atomic_io.replacing((out / path.name).with_suffix(".safetensors")) as temporary:
             save_file({name: values.astype(np.float16) for name, values in weights.items()}, temporary)
         atomic_io.write_json(out / path.name, record)
-    probs = candidates.gather_candidates(oof, NOTHING_LEARNED)[FRAME]
+    probs = candidates.gather_candidates(oof, nested_cv.NestedResult())[FRAME]
     temperature = calibration.fit_temperature(probs[held_out], oof.label[held_out])
     scores = {}
     for name in report.SPLITS:

@@ -20,14 +20,12 @@ from numpy.typing import NDArray
 from fercache import logits_import
 from fercache.config import fingerprint_of
 from fercache.errors import InputError, StoreError
-from fercache.oof import IN_SAMPLE, OofLogits, open_oof
+from fercache.oof import OofLogits, open_oof
 from fercache.recipe import Context
 from fercache.stacking.features import FLOOR, log_softmax
 from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
-
-CLIP_LEVEL = "clip"
 
 
 def merge_logits(oof: OofLogits, sources: Sequence[OofLogits]) -> OofLogits:
@@ -47,7 +45,7 @@ def load_logits(cache: Path, dataset: str, trained: Path | None, names: Sequence
         raise InputError("neither heads nor imported logits", where=f"data set {dataset}",
                          hint="run `fercache train-heads`, or `fercache logits import`")
     # A source by clip has no frames: with a source by frame first, its rows are spread over that one's frames.
-    first = next((s for s in sources if s.provenance.level != CLIP_LEVEL), sources[0])
+    first = next((s for s in sources if s.provenance.level != "clip"), sources[0])
     return merge_logits(first, [source for source in sources if source is not first])
 
 
@@ -59,7 +57,7 @@ def choose_logits(context: Context, typed: Mapping[str, Any], path: Path | None,
     dataset = context.dataset_name(typed)
     trained = path or context.workspace.current_logits_file_or_none(dataset)
     # Without heads, no names mean all imported logits: there is nothing else to stack.
-    if not names and context.is_logits(typed):
+    if not names and context.dataset_config(typed).dataset == "logits":
         names = tuple(logits_import.imported_names(context.cache, dataset))
         if not trained and not names:
             raise InputError("no logits were imported yet", where=context.workspace.imported_logits(dataset),
@@ -106,15 +104,6 @@ def open_merged(path: Path, imported: Sequence[Path]) -> Iterator[OofLogits]:
         yield reader
 
 
-def refuse_in_sample(oof: OofLogits, force: bool) -> None:
-    """Raise InputError if a source was fitted on the rows that the stacker learns from, unless `force` is true."""
-    if oof.leaky_heads and not force:
-        raise InputError(f"declared {IN_SAMPLE}: {', '.join(oof.leaky_heads)} saw the labels of the training rows, so "
-                         "the stacker would learn from leaked labels", where="stack, logits",
-                         hint="leave it out of --logits, or import out-of-fold logits of that model; --force learns "
-                              "from it nevertheless, excludes it from `--select auto` and flags it in the output")
-
-
 def _with(oof: OofLogits, source: OofLogits) -> OofLogits:
     (name,) = source.heads
     if name in oof.heads:
@@ -144,7 +133,7 @@ def _with(oof: OofLogits, source: OofLogits) -> OofLogits:
 def _matched(oof: OofLogits, source: OofLogits) -> NDArray[np.int64]:
     """Return the row of `source` that matches each row, ``(R,)``; -1 without a match."""
     place = {trial: i for i, trial in enumerate(source.trials)}
-    clip_level = source.provenance.level == CLIP_LEVEL
+    clip_level = source.provenance.level == "clip"
     source_row = np.full(len(oof.label), -1, np.int64)
     for trial, name in enumerate(oof.trials):
         source_trial = place.get(name, place.get(oof.clips[trial]))

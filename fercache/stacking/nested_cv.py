@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,8 @@ class NestedResult:
     Both are empty if some fold leaves no row to learn from.
     """
 
-    fold_models: dict[int, FoldModel]
-    columns: dict[str, Probs]
+    fold_models: dict[int, FoldModel] = field(default_factory=dict)
+    columns: dict[str, Probs] = field(default_factory=dict)
 
 
 def run_nested_cv(oof: OofLogits, config: StackConfig) -> NestedResult:
@@ -60,7 +60,7 @@ def run_nested_cv(oof: OofLogits, config: StackConfig) -> NestedResult:
     with progress_bar("stack", 2 * len(oof.trials) + k + 1, "steps") as bar:
         sample = draw_sample(oof, columns, config.refit == "all", bar)
         if not all(len(sample.without(fold).rows) for fold in range(max(k, 1))):
-            return NestedResult(fold_models={}, columns={})
+            return NestedResult()
         metric = config.metric or oof.metric
         fold_models = {fold: _fit_fold(sample, columns, metric, fold, config, bar) for fold in [*range(k), ALL]}
         return NestedResult(fold_models=fold_models, columns=_predict(oof, columns, fold_models, config.threads, bar))

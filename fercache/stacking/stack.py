@@ -19,7 +19,7 @@ from rich.console import RenderableType
 from fercache.config import StackConfig
 from fercache.errors import InputError, MissingExtra, StoreError
 from fercache.heads.registry import HEADS
-from fercache.oof import OofLogits, without_sound
+from fercache.oof import IN_SAMPLE, OofLogits, without_sound
 from fercache.results import io
 from fercache.runtime import atomic_io
 from fercache.stacking import calibration, candidates, inputs, nested_cv, report
@@ -52,7 +52,7 @@ class StackInference:
         if run_metrics.version != FORMAT:
             raise StoreError(f"the run has format {run_metrics.version}; this version reads {FORMAT}",
                              where=folder, hint="run `fercache stack` again")
-        causal, nested = run_metrics.causal, NestedResult(fold_models={}, columns={})
+        causal, nested = run_metrics.causal, NestedResult()
         oof = _ready(oof, msgspec.convert(run_metrics.config, StackConfig))
         if isinstance(run_metrics.fold_models, tuple):
             nested = nested_cv.predict_new(oof, nested_cv.load_fold_model(folder), causal)
@@ -169,7 +169,11 @@ def run_without_sound(oof: OofLogits, config: StackConfig, cache: Path) -> Path 
 
 def _ready(oof: OofLogits, config: StackConfig) -> OofLogits:
     """Return the logits as the stacker reads them: checked, aggregated to clips, without lookahead heads."""
-    inputs.refuse_in_sample(oof, config.force)
+    if oof.leaky_heads and not config.force:
+        raise InputError(f"declared {IN_SAMPLE}: {', '.join(oof.leaky_heads)} saw the labels of the training rows, so "
+                         "the stacker would learn from leaked labels", where="stack, logits",
+                         hint="leave it out of --logits, or import out-of-fold logits of that model; --force learns "
+                              "from it nevertheless, excludes it from `--select auto` and flags it in the output")
     oof = inputs.aggregate_clips(oof) if config.level == "clip" else oof
     if config.causal and any("embed_every" in record.store for record in oof.provenance.records):
         log.warning("the heads were trained on features that are interpolated between embedded frames, so their logits "

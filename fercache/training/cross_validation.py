@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fercache import oof
 from fercache.backbones import weights
 from fercache.backbones.weights import files
 from fercache.config import HEAD_KEYS, TEMPORAL_KEYS, TrainConfig
@@ -157,7 +158,7 @@ class CrossValidatedTraining:
         self.weights_folder = weights_folder
         self.dataset, self.trials, self.store, self.config, self.folder = dataset, trials, store, config, folder
         self.features, self.pool, self.device = features, pool, pool.device
-        self.splits = Splits(trials, self.features.counts(len(dataset.classes)), config)
+        self.splits = Splits(trials, oof.class_counts(features.label, features.offsets, len(dataset.classes)), config)
         self.init, starter = init, None
         if init is not None:
             self.starters, starter = load_starter(config, dataset.classes)

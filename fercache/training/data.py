@@ -68,13 +68,6 @@ class FrameDataset:
         """Return the position of each row's trial, ``(R,)``."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
-    def counts(self, classes: int) -> NDArray[np.int64]:
-        """Return the number of labelled frames of each class in each trial, ``(N, C)``."""
-        counts = np.zeros((len(self.offsets) - 1, classes), np.int64)
-        labelled = self.label >= 0
-        np.add.at(counts, (self.trial_of_row()[labelled], self.label[labelled]), 1)
-        return counts
-
     def frame_s(self) -> float:
         """Return the median time between two frames, in seconds."""
         # Steps back to 0 mark the start of the next trial; they are no frame intervals.

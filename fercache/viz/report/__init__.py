@@ -108,9 +108,8 @@ def _clip(clip: ClipSummary, faces: _Faces) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportResult:
-    """Path and contents of a report."""
+    """The contents of a report."""
 
-    path: Path
     bytes: int
     clips: int
     frames: int
@@ -130,5 +129,5 @@ def make_report(preds: Path, out: Path, cache: Path, *, check: Path | None = Non
     # Written piece by piece: the page can have 30 MB.
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(report_html(run, found, parts))
-    return ReportResult(path=out, bytes=out.stat().st_size, clips=len(found.clips), frames=found.frames,
+    return ReportResult(bytes=out.stat().st_size, clips=len(found.clips), frames=found.frames,
                         pictures=run.faces_stored)
