@@ -253,7 +253,8 @@ def test_predict_causal_uses_no_later_picture(clips: dict[str, Path], tmp_path: 
                                   threads=1, cache=tmp_path / "cache")
         assert not result.failed
         table = result.to_arrow()
-        probs = np.column_stack([table[name] for name in table.column_names if name.startswith("p_")]).reshape(2, 26, -1)
+        names = [name for name in table.column_names if name.startswith("p_")]
+        probs = np.column_stack([table[name] for name in names]).reshape(2, 26, -1)
         assert np.array_equal(probs[0, 15:20], probs[1, 15:20]) == same and (probs[0, 20:] != probs[1, 20:]).any()
 
 

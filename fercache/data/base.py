@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,6 +127,23 @@ class Dataset:
             if trial.labels is not None:
                 state.update(trial.labels.astype("<i2").tobytes())  # the same bytes on every processor
         return state.hexdigest()
+
+
+def in_several(pairs: Iterable[tuple[str, str | int]]) -> dict[str, list[str]]:
+    """Return name -> its splits (or folds), for each group (or clip) that is in several of them."""
+    places: defaultdict[str, set[Any]] = defaultdict(set)
+    for name, place in pairs:
+        places[name].add(place)
+    return {name: [str(place) for place in sorted(found)] for name, found in sorted(places.items()) if len(found) > 1}
+
+
+def groups_by_class(trials: Iterable[Trial]) -> dict[int, set[str]]:
+    """Return class -> the groups of the trials with a label of it, in the order of the classes."""
+    groups: defaultdict[int, set[str]] = defaultdict(set)
+    for trial in trials:
+        for code in np.unique(trial.frame_labels(1)).tolist():
+            groups[code].add(trial.group)
+    return {code: groups[code] for code in sorted(groups) if code != UNKNOWN}
 
 
 def cache_name(layout: str, path: Path, chosen: str = "") -> str:

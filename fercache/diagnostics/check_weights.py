@@ -63,12 +63,6 @@ class CheckResult:
         return self.error <= TOLERANCE and not self.mistakes
 
 
-def reference_of(name: str, card: Card) -> Mapping[str, list[list[float]]]:
-    """Return the reference vectors of a net: those of its card, or of the shipped one with its name."""
-    shipped: Mapping[str, list[list[float]]] = presets(with_nets=False).get(name, {}).get("reference", {})
-    return card.reference or shipped
-
-
 def test_faces() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]]:
     """Yield a picture (H, W, 3), the box (4,) of a face in it, and its landmarks (10,), for each test face."""
     with Image.open(CALIBRATION) as file:
@@ -83,11 +77,13 @@ def check_weights(weights: Weights) -> CheckResult:
 
     Raises InputError if the reference does not fit the net or the number of test faces.
     """
-    reference = {tap: np.array(rows, np.float64) for tap, rows in reference_of(weights.name, weights.card).items()}
+    card, mistakes = weights.card, list[str]()
+    # Those of its card, or of the shipped one with its name.
+    given = card.reference or presets(with_nets=False).get(weights.name, {}).get("reference", {})
+    reference = {tap: np.array(rows, np.float64) for tap, rows in given.items()}
     if not reference:
         return CheckResult(error=float("nan"), mistakes=(), best=float("nan"))
     errors = _Errors(weights, reference)
-    card, mistakes = weights.card, list[str]()
     error = best = np.inf
     with suppress(WeightsError):  # the net takes no such size
         error = best = errors.of(card)

@@ -42,7 +42,7 @@ from fercache.store.layout import encode_name
 from fercache.store.locks import locked_clips
 from fercache.store.manifest import same_source
 from fercache.store.remote import read_pointer, write_pointer
-from fercache.workspace import Workspace
+from fercache.workspace import CURRENT, Workspace, features_folder, store_name
 
 if TYPE_CHECKING:
     from fercache.extraction.resources import Nets, PipelineResources  # torch: seconds that a cached run saves
@@ -475,7 +475,7 @@ def recorded_weights(cache: Path, sha256: str) -> str:
 
 def store_path(cache: Location, dataset: str, settings: dict[str, Any]) -> Location:
     """Return the path of the store of these settings."""
-    return workspace.Features(cache).store(dataset, settings["backbone"], fingerprint_of(settings))
+    return features_folder(cache, dataset) / store_name(settings["backbone"], fingerprint_of(settings))
 
 
 def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, features: Location | None = None, *,
@@ -525,7 +525,7 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     job = ExtractionJob(config, store, faces, cnn, cancel=CancelToken(stop), started_s=started)
     report = job.run(dataset, engine, Workspace(cache).failures(dataset.name, failures))
     # An interrupted run does not get here: the pointer stays at the store of the last run that ended by itself.
-    write_pointer(workspace.Features(features or cache).pointer(dataset.name), path)
+    write_pointer(features_folder(features or cache, dataset.name) / CURRENT, path)
     job.record_rate(report, cache)
     if config.thumbnails:
         written = thumbnails.write_thumbnails(base.stored_trials(dataset, store).trials, store, cache)
@@ -537,14 +537,14 @@ def current_store(cache: Location, dataset: str) -> Location:
     """Return the store of the last `extract` of this data set. Raises InputError if nothing was extracted yet."""
     store = current_store_or_none(cache, dataset)
     if store is None:
-        raise InputError("nothing was extracted yet", where=workspace.Features(cache).folder(dataset),
+        raise InputError("nothing was extracted yet", where=features_folder(cache, dataset),
                          hint="run `fercache extract` first")
     return store
 
 
 def current_store_or_none(cache: Location, dataset: str) -> Location | None:
     """Return the store of the last `extract` of this data set, or None."""
-    return read_pointer(workspace.Features(cache).pointer(dataset))
+    return read_pointer(features_folder(cache, dataset) / CURRENT)
 
 
 def open_or_create(path: Location, settings: dict[str, Any], taps: Callable[[], dict[str, tuple[int, ...]]]

@@ -46,7 +46,7 @@ from fercache.runtime.progress import ProgressBar
 from fercache.runtime.uri import Location
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import SEGMENT
-from fercache.workspace import Workspace
+from fercache.workspace import Workspace, features_folder, store_name
 
 log = logging.getLogger(__name__)
 
@@ -271,7 +271,7 @@ def extract_sound(dataset: Dataset, config: ExtractConfig, cache: Path, features
     picture_store = None if place is None else EmbeddingStore.open_or_none(place, log_level=logging.WARNING)
     if picture_store is not None:
         dataset = stored_trials(dataset, picture_store)
-    path = workspace.Features(features or cache).store(dataset.name, source.name, fingerprint_of(settings))
+    path = features_folder(features or cache, dataset.name) / store_name(source.name, fingerprint_of(settings))
     log.info("store %s", path)
     net: SoundNet | None = None
 

@@ -69,13 +69,6 @@ class FrameDataset:
         """Return the position of each row's trial, ``(R,)``."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
-    def counts(self, classes: int) -> NDArray[np.int64]:
-        """Return the number of labelled frames of each class in each trial, ``(N, C)``."""
-        counts = np.zeros((len(self.offsets) - 1, classes), np.int64)
-        labelled = self.label >= 0
-        np.add.at(counts, (self.trial_of_row()[labelled], self.label[labelled]), 1)
-        return counts
-
     def frame_s(self) -> float:
         """Return the median time between two frames, in seconds."""
         # Steps back to 0 mark the start of the next trial; they are no frame intervals.
@@ -183,14 +176,11 @@ def load_features(store: ReadableStore, trials: Sequence[Trial], taps: Sequence[
                   normalize: str = "train", memory: str = "ram", mmap_dir: Path | None = None) -> FrameDataset:
     """Return the features of `trials`, read once; a trial is as long as the longer of its clip and its annotation.
 
-    Raises InputError if the store lacks one of the taps, or the features fit neither into memory nor onto the disk.
+    `augmentations`: read the taps' other augmentations too, where the store has them. `normalize`: "clip" normalizes
+    each clip by the mean and spread of its seen frames. `memory`: "ram", "map" (a mapped file in `mmap_dir`, which the
+    next run with the same features only opens), or "auto" (mapped where the features do not fit into RAM).
 
-    Parameters
-    ----------
-    augmentations : whether to read the taps' other augmentations too, where the store has them.
-    normalize : "clip" normalizes each clip by the mean and spread of its seen frames; otherwise rows are unchanged.
-    memory : "ram", "map" (a mapped file in `mmap_dir`), or "auto" (mapped where the features do not fit into RAM).
-    mmap_dir : folder of the mapped file, which stays there: the next run with the same features only opens it.
+    Raises InputError if the store lacks one of the taps, or the features fit neither into memory nor onto the disk.
     """
     taps = sorted(taps, key=is_audio)
     layout = row_layout(store.taps, taps, store.path)
@@ -273,19 +263,9 @@ def _open_mapped(folder: Path, name: str, shape: tuple[int, ...],
 
 
 def _in_threads(read: Callable[[int], None], count: int, threads: int) -> None:
-    """Call `read` with each number below `count`, in threads that take the next number when they are free."""
-    numbers = iter(range(count))
-
-    def work() -> None:
-        for number in numbers:
-            read(number)
-
+    """Call `read` with each number below `count`, in a few threads."""
     with ThreadPoolExecutor(threads, "fercache-read") as pool:
-        try:
-            for done in [pool.submit(work) for _ in range(threads)]:
-                done.result()
-        finally:
-            deque(numbers, 0)  # after an error the other threads find no further number
+        deque(pool.map(read, range(count)), 0)  # an error cancels the calls that have not begun
 
 
 def _read_frame_table(dataset: FrameDataset, clip: Clip, trial: Trial, i: int) -> None:
