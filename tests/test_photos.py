@@ -79,6 +79,16 @@ def test_folders_by_split_and_class_are_read_like_the_table(tmp_path: Path) -> N
     assert {name for _, name, _ in photos_of(found)} == set(SEVEN)
 
 
+@pytest.mark.parametrize("word", ["validation", "Val", "valid", "dev"])
+def test_a_folder_of_validation_photos_has_any_of_its_usual_names(tmp_path: Path, word: str) -> None:
+    for number, part in enumerate(("train", word, "testing")):
+        folder = tmp_path / "mine" / part / "Happiness"
+        folder.mkdir(parents=True)
+        Image.fromarray(pixels(number)).save(folder / "1.png")
+    found = load(tmp_path / "mine", tmp_path / "cache", "photos", source="crops")
+    assert sorted(trial.split for trial in found.trials) == ["test", "train", "validation"]
+
+
 def test_copies_stand_in_one_clip_and_held_out_copies_apart(tmp_path: Path) -> None:
     rows = [(i % 7, i // 2, "Training") for i in range(1200)] + [(3, 0, "PrivateTest"), (3, 5000, "PrivateTest")]
     found = load(table(tmp_path / "fer", rows), tmp_path / "cache")

@@ -22,6 +22,7 @@ from fercache.config import DatasetConfig
 from fercache.data import tables
 from fercache.data.base import SEVEN, UNKNOWN, Dataset, Issue, Split, Trial, cache_name, shorten_list
 from fercache.data.labels import SETS, canonical_class_name, index_by_name, map_class_names
+from fercache.data.table import SPLITS
 from fercache.errors import InputError
 from fercache.media.pictures import is_picture
 from fercache.runtime import atomic_io
@@ -32,10 +33,8 @@ log = logging.getLogger(__name__)
 PHOTOS_PER_CLIP = 256
 """Photos of one clip in the store, the last of a split excepted: few enough to fit into one chunk of rows."""
 
-FER2013_SPLITS: dict[str, Split] = {
-    "training": "train", "train": "train", "publictest": "validation", "validation": "validation",
-    "privatetest": "test", "test": "test"}
-"""Split of each part of FER2013, by the column ``Usage`` or by the name of a folder or the beginning of a file's name.
+PHOTO_SPLITS: dict[str, Split] = {**SPLITS, "publictest": "validation", "privatetest": "test"}
+"""Splits by their usual words and FER2013's: in the column ``Usage``, as a folder's name, or where a file's name begins.
 
 Kaggle's folder form calls both test parts together "test"; there the file names tell them apart.
 """
@@ -157,7 +156,7 @@ def _folder_photos(root: Path, pictures: Iterable[Path], classes: Sequence[str])
         above = [part.lower() for part in path.relative_to(root).parts[:-2]]
         # The name counts first: Kaggle's folder form puts PublicTest and PrivateTest into one folder "test".
         hints = [path.name.partition("_")[0].lower(), *reversed(above)]
-        split: Split = next((FER2013_SPLITS[word] for word in hints if word in FER2013_SPLITS), "train")
+        split: Split = next((PHOTO_SPLITS[word] for word in hints if word in PHOTO_SPLITS), "train")
         yield Photo(name=str(path.relative_to(root)), label=label, split=split, file=path)
 
 
@@ -173,7 +172,7 @@ def _table_photos(table: Path, votes: Sequence[int] | None) -> Iterator[Photo]:
         try:
             data = np.array(row[pixels].split(), np.int64)
             label = codes[int(row[emotion])]
-            split = FER2013_SPLITS[row[usage].strip().lower()]
+            split = PHOTO_SPLITS[row[usage].strip().lower()]
         except (LookupError, ValueError) as error:
             raise InputError(f"not a row of FER2013 ({error})", where=where, hint="download the table again") from error
         if data.shape != (SIDE_PX**2,) or data.min() < 0 or data.max() > 255:
