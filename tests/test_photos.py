@@ -82,7 +82,7 @@ def test_folders_by_split_and_class_are_read_like_the_table(tmp_path: Path) -> N
 @pytest.mark.parametrize("word", ["validation", "Val", "valid", "dev"])
 def test_a_folder_of_validation_photos_has_any_of_its_usual_names(tmp_path: Path, word: str) -> None:
     for number, part in enumerate(("train", word, "testing")):
-        folder = tmp_path / "mine" / part / "Happiness"
+        folder = tmp_path / "mine" / part / ("Happiness", "Sadness")[number % 2]
         folder.mkdir(parents=True)
         Image.fromarray(pixels(number)).save(folder / "1.png")
     found = load(tmp_path / "mine", tmp_path / "cache", "photos", source="crops")

@@ -34,7 +34,7 @@ PHOTOS_PER_CLIP = 256
 """Photos of one clip in the store, the last of a split excepted: few enough to fit into one chunk of rows."""
 
 PHOTO_SPLITS: dict[str, Split] = {**SPLITS, "publictest": "validation", "privatetest": "test"}
-"""Splits by their usual words and FER2013's: in the column ``Usage``, as a folder's name, or where a file's name begins.
+"""Splits by their usual words and FER2013's: in column ``Usage``, as a folder's name, or where a file's name begins.
 
 Kaggle's folder form calls both test parts together "test"; there the file names tell them apart.
 """
