@@ -33,12 +33,17 @@ class Run:
     log: Path
     code: int | None = None
 
+    def alive(self) -> bool:
+        """Return whether it still goes on."""
+        if self.code is None:
+            self.code = self.runner.ask({"poll": self.pid})
+        return self.code is None
+
     def wait(self, timeout_s: float = 300.0) -> Run:
         """Return when it has ended; after `timeout_s` it is killed and the test fails."""
         ends = time.monotonic() + timeout_s
-        while self.code is None:
-            self.code = self.runner.ask({"poll": self.pid})
-            if self.code is None and time.monotonic() > ends:
+        while self.alive():
+            if time.monotonic() > ends:
                 os.kill(self.pid, 9)
                 raise AssertionError(f"it hangs: {self.err()}")
             time.sleep(.02)
@@ -79,20 +84,21 @@ class Runner:
         return json.loads(self.process.stdout.readline())
 
     def start(self, *words: object, cwd: Path, kill_at: str = "", small: bool = True, user: int = 0,
-              file_bytes: int = 0, memory: int = 0, tiny: Sequence[str] = (),
+              file_bytes: int = 0, memory: int = 0, tiny: Sequence[str] = (), session: bool = False,
               program: str = "fercache.cli") -> Run:
         """Begin `fercache WORDS` in `cwd`, with this process's environment.
 
         Parameters
         ----------
         tiny : nets that are those of `tiny_nets`.
+        session : in a session of its own, as a terminal's Ctrl-C for the process and its children needs.
         program : the module whose `main` is called with the words.
         """
         self.count += 1
         log = self.folder / f"run{self.count}"
         pid = self.ask({"words": [str(word) for word in words], "cwd": str(cwd), "log": str(log), "kill_at": kill_at,
                         "small": small, "user": user, "file_bytes": file_bytes, "memory": memory, "tiny": list(tiny),
-                        "program": program,
+                        "session": session, "program": program,
                         "environment": dict(os.environ)})
         return Run(self, pid, log)
 
@@ -166,8 +172,10 @@ def be(order: dict[str, Any]) -> NoReturn:
 
 
 def limit(order: dict[str, Any], durable: Any) -> None:
-    """Set up files, limits, user and kill point of a run."""
+    """Set up session, files, limits, user and kill point of a run."""
     log = Path(order["log"])
+    if order["session"]:
+        os.setsid()
     for number, ending in ((0, None), (1, ".out"), (2, ".err")):
         flags = os.O_RDONLY if ending is None else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         os.dup2(os.open(os.devnull if ending is None else log.with_suffix(ending), flags, 0o666), number)
