@@ -157,6 +157,8 @@ def be(order: dict[str, Any]) -> NoReturn:
     try:
         os.environ.clear()
         os.environ.update(order["environment"])
+        if order["session"]:
+            os.setsid()
         limit(order, atomic_io)
         tiny_nets.install(order["tiny"])
         os.chdir(order["cwd"])
@@ -172,10 +174,8 @@ def be(order: dict[str, Any]) -> NoReturn:
 
 
 def limit(order: dict[str, Any], durable: Any) -> None:
-    """Set up session, files, limits, user and kill point of a run."""
+    """Set up files, limits, user and kill point of a run."""
     log = Path(order["log"])
-    if order["session"]:
-        os.setsid()
     for number, ending in ((0, None), (1, ".out"), (2, ".err")):
         flags = os.O_RDONLY if ending is None else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         os.dup2(os.open(os.devnull if ending is None else log.with_suffix(ending), flags, 0o666), number)

@@ -190,7 +190,8 @@ def check_nobody_is_left(pid: int) -> None:
 
 @pytest.mark.parametrize("number, at", [(signal.SIGINT, "group"), (signal.SIGTERM, "parent"),
                                         (signal.SIGKILL, "parent")])
-def test_workers_stop_and_go_on(runner: Runner, home: Path, alone: dict[str, str], number: signal.Signals, at: str) -> None:
+def test_workers_stop_and_go_on(runner: Runner, home: Path, alone: dict[str, str], number: signal.Signals,
+                                at: str) -> None:
     """Ctrl-C reaches all, SIGTERM the parent alone, and a killed parent leaves nobody behind; then it is done."""
     run = start(runner, home, *FLAGS, "videos", "--workers", 2)
     while not list((home / "cache" / "features").glob("*/*.work/*.claim")) and run.alive():
