@@ -6,6 +6,7 @@ to it through `Runner`. A run is a process like any other: it can be killed, lim
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -122,6 +123,7 @@ class Runner:
 
 def main() -> None:
     """Answer orders, a line of JSON each."""
+    gc.disable()  # while much is imported that never goes away again
     import h5py  # noqa: F401
     import tiny_nets  # noqa: F401
     import torch  # noqa: F401
@@ -133,6 +135,8 @@ def main() -> None:
     import fercache.stacking.stack
     import fercache.training.train  # noqa: F401
 
+    gc.freeze()  # or each run would look through it, and copy the memory that it shares with this process
+    gc.enable()
     for line in sys.stdin:
         order = json.loads(line)
         if "ready" in order:
