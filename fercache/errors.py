@@ -4,14 +4,7 @@ from __future__ import annotations
 
 
 class FercacheError(Exception):
-    """What is wrong, where, and what to do next.
-
-    Parameters
-    ----------
-    what : one sentence without a full stop.
-    where : the file, clip or key.
-    hint : what the user can do next.
-    """
+    """`what` is wrong (one sentence without a full stop), `where` (file, clip or key), and a `hint` what to do next."""
 
     exit_code = 1
 

@@ -7,13 +7,13 @@ import logging
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from fercache.config import LogitsConfig, fingerprint_of
 from fercache.data import tables
@@ -21,11 +21,10 @@ from fercache.data.base import UNKNOWN, printable, shorten_list
 from fercache.data.labels import MOST_FRAMES, whole_number
 from fercache.data.table import SPLITS
 from fercache.errors import InputError
-from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits, Provenance, assign_folds
+from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits, Provenance, assign_folds, class_counts
 from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
-
 
 FORMAT = 1
 KNOWN = ("clip", "frame", "time_s", "person", "label", "split", "group", "subject")
@@ -82,13 +81,8 @@ def import_logits(name: str, config: LogitsConfig, dataset: str, cache: Path,
                   first_frame: int = 1) -> tuple[Path, OofLogits]:
     """Import a table of predictions; return the file that was written and its content.
 
-    Raises InputError if the table is not a table of predictions, or it contradicts itself about a frame or a clip.
-
-    Parameters
-    ----------
-    name : name of the source among those of the heads.
-    dataset : the data set's name in the cache.
-    first_frame : number of a clip's first frame in the table.
+    `first_frame`: number of a clip's first frame in the table. Raises InputError if the table is not a table of
+    predictions, or it contradicts itself about a frame or a clip.
     """
     # The table's own declaration (out of fold or not) is trusted here; `fercache audit` tests it.
 
@@ -220,8 +214,7 @@ def _without_gaps(trial: str, person: _Person, layout: _Layout) -> dict[str, NDA
     if not np.isfinite(values).all():
         raise InputError("a value is not a number", where=where, hint="fix the table")
     if layout.logits:
-        shifted = values - values.max(1, keepdims=True)  # exp must not overflow
-        log_probs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+        log_probs = log_softmax(values, axis=1)
     else:
         total = values.sum(1, keepdims=True)
         if (values < 0).any() or np.abs(total - 1).max() > SUM_TOLERANCE:
@@ -246,8 +239,7 @@ def _folds(group: Sequence[str], split: Sequence[str], label: NDArray[np.int16],
     """Return the fold of each trial, ``(N,)``, and whether there are too few groups to choose anything by."""
     # Validation and test trials get fold -1: nothing is trained on them.
     training = np.array(split) == "train"
-    counts = np.array([np.bincount(label[a:b][label[a:b] >= 0], minlength=classes)
-                       for a, b in pairwise(offsets)]) * training[:, None]
+    counts = class_counts(label, offsets, classes) * training[:, None]
     labelled = {g for g, n in zip(group, counts.sum(1), strict=True) if n}
     if len(labelled) < 2:
         return np.full(len(group), -1, np.int16), True

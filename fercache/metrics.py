@@ -1,7 +1,5 @@
 """Scores of predictions, all from the confusion matrix ``(C, C)``: rows are labels, columns are predictions.
 
-Notes
------
 Absent classes count as the organizers of ABAW count them: F1 is taken over the full class list, and a class that is
 neither annotated nor predicted has an F1 of 0 (scikit-learn's ``f1_score(labels=all, zero_division=0)``).
 """
@@ -96,10 +94,7 @@ class that is absent counts as an F1 of 0 in all of them."""
 
 
 def official(name: str) -> Metric:
-    """Return the metric of that name, a function of confusion matrices ``(..., C, C)``.
-
-    Raises InputError if there is none.
-    """
+    """Return the metric of that name, a function of matrices ``(..., C, C)``; raise InputError if there is none."""
     if name not in METRICS:
         raise InputError(f"unknown metric {name!r}", where="the data set", hint=f"known: {', '.join(METRICS)}")
     return METRICS[name].function
@@ -187,10 +182,7 @@ class Resampler:
     def pairs(self, matrices: dict[str, Counts], metric: str) -> dict[str, PairedDifference]:
         """Return for any two columns, ``"a - b"``, the difference of their scores with its paired interval.
 
-        Parameters
-        ----------
-        matrices : column -> (G, C, C).
-        metric : the data set's own metric; macro F1 (first), accuracy and UAR are compared besides.
+        `matrices`: column -> (G, C, C). `metric`: the data set's own; macro F1, accuracy and UAR are compared besides.
         """
         figures = {"macro_f1": macro_f1, "official": official(metric), "accuracy": accuracy, "uar": uar}
         # Each column is drawn once, with the draws of all others, so that every difference is paired.

@@ -28,23 +28,15 @@ JSON_FIELDS = ("dataset", "classes", "metric", "notice", "heads", "provenance", 
                "declared")
 """Fields of `OofLogits` that one data set of the file, ``about``, holds as JSON."""
 OUT_OF_FOLD, HELD_OUT, IN_SAMPLE = "out-of-fold", "held-out", "in-sample"
-NO_SOUND = "without_sound"
-"""Key that the fingerprint of a training's second file of logits covers beside the settings: see `without_sound`."""
-MIN_GROUPS_TO_CHOOSE = 4
-"""With fewer groups nothing is selected by held-out score: epochs are fixed and the plain mean is final."""
+MIN_GROUPS_TO_CHOOSE = 4  # with fewer, nothing is selected by held-out score: epochs are fixed, the mean is final
 
 
 def assign_folds(groups: Sequence[str], counts: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int16]:
     """Return the fold of each trial, ``(N,)``; all trials of a group are in the same fold.
 
-    Raises InputError if fewer than two groups have labels.
-
-    Parameters
-    ----------
-    groups : (N,) the group (parent video or subject) of each trial.
-    counts : (N, C) labelled frames of each class. A trial without any is in its group's fold; a group without any gets
-        fold -1.
-    k : number of folds; fewer if there are fewer labelled groups.
+    `groups`: (N,) the group (parent video or subject) of each trial. `counts`: (N, C) labelled frames of each class; a
+    group without any gets fold -1. `k`: number of folds; fewer if there are fewer labelled groups. Raises InputError if
+    fewer than two groups have labels.
     """
     # Greedy stratification: groups in falling order of labelled frames (ties in random order), each to the fold where
     # it keeps the class distributions of the folds most alike (the criterion of scikit-learn's StratifiedGroupKFold:
@@ -76,6 +68,13 @@ def assign_folds(groups: Sequence[str], counts: NDArray[np.int64], k: int, seed:
     return np.where(member >= 0, fold[member], -1).astype(np.int16)
 
 
+def class_counts(label: NDArray[np.int16], offsets: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """Return the number of labelled frames of each class in each trial, ``(N, C)``, for `assign_folds`."""
+    trial = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    cell = (trial * classes + label)[label >= 0]
+    return np.bincount(cell, minlength=(len(offsets) - 1) * classes).reshape(-1, classes)
+
+
 def inner_groups(groups: Sequence[str], share: float, seed: int) -> set[str]:
     """Return the validation groups among a fold's training groups, to choose epochs by; empty if there are too few.
 
@@ -91,12 +90,9 @@ def inner_groups(groups: Sequence[str], share: float, seed: int) -> set[str]:
 def without_sound(logits_file: Path, settings: Mapping[str, Any]) -> tuple[str, Path]:
     """Return fingerprint and path of the logits that the heads of a training predict as if no clip had sound.
 
-    Parameters
-    ----------
-    logits_file : of the training; the other file is beside it, if its heads read sound.
-    settings : those that its fingerprint covers.
+    `logits_file`: of the training; the other file is beside it. `settings`: those that its fingerprint covers.
     """
-    fingerprint = fingerprint_of({**settings, NO_SOUND: True})
+    fingerprint = fingerprint_of({**settings, "without_sound": True})
     return fingerprint, logits_file.with_name(f"{fingerprint[:12]}{logits_file.suffix}")
 
 
@@ -216,6 +212,16 @@ class OofLogits:
         has_folds = any(fold >= 0 for fold in self.fold)
         return tuple(head for head in self.heads if has_folds and self.declared.get(head) == IN_SAMPLE)
 
+    @property
+    def scored(self) -> NDArray[np.bool_]:
+        """The labelled rows of the folds, ``(R,)``."""
+        return np.asarray((self.per_row(self.fold) >= 0) & (self.label >= 0))
+
+    def fold_groups(self, fold: int | None = None) -> set[str]:
+        """Return the groups of a fold, by default those of all folds."""
+        inside = self.fold >= 0 if fold is None else self.fold == fold
+        return {group for group, i in zip(self.group, inside, strict=True) if i}
+
     def rows(self, trial: int) -> slice:
         """Return the rows of the trial with that index."""
         return slice(int(self.offsets[trial]), int(self.offsets[trial + 1]))
@@ -245,10 +251,7 @@ class OofLogits:
         return np.unique(self.group, return_inverse=True)[1]
 
     def confusions(self, predicted: NDArray[Any], rows: NDArray[np.bool_]) -> metrics.Counts:
-        """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``.
-
-        `predicted`: (R,) classes.
-        """
+        """Return a confusion matrix for each group that has one of the rows, ``(G, C, C)``; `predicted`: (R,)."""
         _, group = np.unique(self.per_row(self.group_number)[rows], return_inverse=True)
         return metrics.confusions(self.label[rows], predicted[rows], group, len(self.classes),
                                   int(group.max(initial=-1)) + 1)
@@ -269,10 +272,7 @@ class OofLogits:
 
     @classmethod
     def load(cls, path: Path) -> OofLogits:
-        """Return the logits in the file `path`.
-
-        Raises StoreError if the file is absent, damaged, or of another format.
-        """
+        """Return the logits in a file; raise StoreError if it is absent, damaged, or of another format."""
         with open_oof(path) as oof:
             try:
                 return replace(oof, **{name: getattr(oof, name)[:] for name in ROWS},
@@ -303,10 +303,7 @@ def _read_head(file: h5py.File) -> dict[str, Any]:
 
 @contextmanager
 def open_oof(path: Path) -> Iterator[OofLogits]:
-    """Yield the logits in the file `path`; rows are read when they are sliced, so that files of any size can be open.
-
-    Raises StoreError if the file is absent, damaged, or of another format.
-    """
+    """Yield the logits in a file as `OofLogits.load` does; rows are read when sliced, so it may be of any size."""
     try:
         file = h5py.File(path, "r")
     except (OSError, ValueError) as error:  # a ValueError: no name of a file, from a damaged pointer

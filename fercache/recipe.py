@@ -1,7 +1,6 @@
 """Recipes: `stages/<command>.toml` has the options of a command, `stages/dataset.toml` the location of the clips.
 
-`Context` joins recipes, a cache folder, and what the user gave by flag or keyword; every command and every function of
-the Python API begins with one. A file, key or value that is wrong is an InputError that names it.
+`Context` joins recipes, a cache folder, and what the user gave by flag or keyword; every command begins with one.
 """
 
 from __future__ import annotations
@@ -17,18 +16,7 @@ from types import GenericAlias
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from fercache import run_log
-from fercache.config import (
-    AblationConfig,
-    AuditConfig,
-    Config,
-    DatasetConfig,
-    ExtractConfig,
-    LogitsConfig,
-    ScoreConfig,
-    StackConfig,
-    SubmitConfig,
-    TrainConfig,
-)
+from fercache.config import RECIPES, Config, DatasetConfig
 from fercache.errors import InputError
 from fercache.runtime.uri import Location, Url, as_location
 from fercache.workspace import Workspace
@@ -40,14 +28,8 @@ log = logging.getLogger(__name__)
 C = TypeVar("C", bound=Config)
 
 LIMIT_BYTES = 1 << 20
-RECIPES: dict[str, type[Config]] = {"dataset": DatasetConfig, "extract": ExtractConfig, "train-heads": TrainConfig,
-                                    "stack": StackConfig, "submit": SubmitConfig, "score": ScoreConfig,
-                                    "ablation": AblationConfig, "audit": AuditConfig, "logits-import": LogitsConfig}
-
-NOT_USED = {"demo", "predict"}
-"""Data sets in the cache that are no reason against the demo: the demo itself, and clips given to `predict`."""
-CHOOSES_DATA = ("root", "clips")
-"""Keys that name a data set: if one is typed, the recipe's data set is ignored as a whole."""
+NOT_USED = {"demo", "predict"}  # data sets in the cache that are no reason against the demo
+CHOOSES_DATA = ("root", "clips")  # keys that name a data set: if one is typed, the recipe's is ignored as a whole
 
 
 def load_recipe(stages: Path, command: str) -> dict[str, Any]:
@@ -60,21 +42,29 @@ def load_recipe(stages: Path, command: str) -> dict[str, Any]:
         path = Path("stages/dataset.toml")
     if not path.is_file():
         return {}
-    values = _parse(path)
-    _refuse_unknown(values, [RECIPES[command]], path)
-    return {key: _checked(path, key, value) for key, value in values.items()}
+    if path.stat().st_size > LIMIT_BYTES:
+        raise InputError(f"larger than {LIMIT_BYTES} bytes", where=path, hint="this is not a recipe")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"not readable as TOML ({error})", where=path, hint="fix the line it names") from error
+    refuse_unknown(values, [RECIPES[command]], path)
+    for key, value in values.items():
+        if not all(isinstance(part, str | int | float) for part in (value if isinstance(value, list) else [value])):
+            raise InputError(f"{key} must be text, a number, true/false or a list of those", where=path)
+    return values
 
 
 def from_keywords(keywords: Mapping[str, Any], *kinds: type[Config]) -> dict[str, Any]:
     """Return the keywords of a Python call as keys of the configurations `kinds`; None means not given."""
-    _refuse_unknown(keywords, kinds, "keyword arguments")
+    refuse_unknown(keywords, kinds, "keyword arguments")
     owners = {entry.name: kind for kind in kinds for entry in fields(kind)}
-    return {name: _as_type(owners[name], name, get_type_hints(owners[name])[name],
-                           os.fspath(value) if isinstance(value, os.PathLike) else value)
+    return {name: _as_type(owners[name], name, os.fspath(value) if isinstance(value, os.PathLike) else value)
             for name, value in keywords.items() if value is not None}
 
 
-def _refuse_unknown(keys: Mapping[str, Any], kinds: Sequence[type[Config]], where: object) -> None:
+def refuse_unknown(keys: Iterable[str], kinds: Sequence[type[Config]], where: object) -> None:
+    """Raise InputError for a key that none of the configurations has."""
     known = [entry.name for kind in kinds for entry in fields(kind)]
     for key in keys:
         if key not in known:
@@ -89,12 +79,12 @@ def make_config(kind: type[C], command: str, stages: Path, typed: Mapping[str, A
     values = load_recipe(stages, command)
     if kind is DatasetConfig and (typed.get("dataset") == "demo" or any(name in typed for name in CHOOSES_DATA)):
         values = {}  # a mixture of the recipe's data set and the user's would be neither
-    hints = get_type_hints(kind)
-    return kind(**{name: _as_type(kind, name, hints[name], value) for name, value in {**values, **typed}.items()})
+    return kind(**{name: _as_type(kind, name, value) for name, value in {**values, **typed}.items()})
 
 
-def _as_type(kind: type[Config], name: str, hint: Any, value: Any) -> Any:
+def _as_type(kind: type[Config], name: str, value: Any) -> Any:
     """Return a value as the field's type: a number as a float, a list or a text with commas as names."""
+    hint = get_type_hints(kind)[name]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is str and isinstance(value, int) and not isinstance(value, bool):  # embed_every = 3
@@ -116,29 +106,6 @@ def split_names(value: Any) -> tuple[str, ...]:
     return tuple(str(name) for name in value)
 
 
-def check_folder(stages: Path | None) -> None:
-    """Raise InputError if the folder of recipes that the user chose, if any, does not exist."""
-    if stages is not None and not stages.is_dir():
-        raise InputError("no such folder of recipes", where=stages, hint="check --stages")
-
-
-def _parse(path: Path) -> Mapping[str, Any]:
-    if path.stat().st_size > LIMIT_BYTES:
-        raise InputError(f"larger than {LIMIT_BYTES} bytes", where=path, hint="this is not a recipe")
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"not readable as TOML ({error})", where=path, hint="fix the line it names") from error
-
-
-def _checked(path: Path, key: str, value: Any) -> Any:
-    """Return a recipe's value if it is a scalar or a list of scalars."""
-    scalar = (str, int, float, bool)
-    if isinstance(value, scalar) or (isinstance(value, list) and all(isinstance(v, scalar) for v in value)):
-        return value
-    raise InputError(f"{key} must be text, a number, true/false or a list of those", where=path)
-
-
 @dataclass
 class Context:
     """Paths of the cache and the recipes, and what they name."""
@@ -151,14 +118,9 @@ class Context:
     @classmethod
     def of(cls, cache: str | os.PathLike[str] | Url, local_cache: str | os.PathLike[str] | None = None,
            stages: str | os.PathLike[str] | None = None) -> Context:
-        """Return the context of a Python call; `local_cache` matters only if `cache` is a URL.
-
-        Raises InputError if a folder of recipes is given and does not exist.
-        """
-        folder = Path(stages) if stages is not None else None
-        check_folder(folder)
+        """Return the context of a Python call; `local_cache` matters only if `cache` is a URL."""
         return cls().moved(as_location(cache if isinstance(cache, Url) else os.fspath(cache)),
-                           None if local_cache is None else Path(local_cache), folder)
+                           None if local_cache is None else Path(local_cache), Path(stages) if stages else None)
 
     @property
     def places(self) -> dict[str, Any]:
@@ -177,7 +139,9 @@ class Context:
         return self.remote or self.cache
 
     def moved(self, cache: Location | None, local: Path | None, stages: Path | None) -> Context:
-        """Return the context with a command's own flags applied."""
+        """Return the context with a command's own flags applied; raise InputError if there is no folder `stages`."""
+        if stages is not None and not stages.is_dir():
+            raise InputError("no such folder of recipes", where=stages, hint="check --stages")
         remote = cache if isinstance(cache, Url) else self.remote if cache is None else None
         folder = local or (cache if isinstance(cache, Path) else None) or self.cache
         return Context(folder, stages or self.stages, remote)
@@ -220,10 +184,6 @@ class Context:
             log.info("data set of the last command in this cache: %s", _flags(named[0].options))
             self.noted = True
         return make_config(DatasetConfig, "dataset", self.stages, options)
-
-    def is_logits(self, typed: Mapping[str, Any]) -> bool:
-        """Return whether the data set consists of imported logits alone."""
-        return self.dataset_config(typed).dataset == "logits"
 
     def dataset_name(self, typed: Mapping[str, Any]) -> str:
         """Return the name in the cache of the data set that flags or `dataset.toml` name; imported logits are one."""
@@ -274,5 +234,3 @@ def log_issues(issues: Iterable[Issue]) -> None:
 
     for issue in base.group_issues(issues):
         log.log(logging.INFO if issue.kind == "one-clip" else logging.WARNING, "%s", issue)
-
-

@@ -71,10 +71,8 @@ class RunLog(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load_run_log(cache: Path) -> RunLog:
-    """Return the log; an empty one where the file is absent, damaged, or of another version.
-
-    The log only informs. An unreadable one must not stop a stage or a report, so it is replaced by the next run.
-    """
+    """Return the log; an empty one where the file is absent, damaged, or of another version."""
+    # The log only informs. An unreadable one must not stop a stage or a report, so it is replaced by the next run.
     try:
         run_log = atomic_io.read_record(Workspace(cache).run_log, RunLog)
     except (InputError, OSError):
@@ -98,10 +96,8 @@ def latest_rate(cache: Path, faces: str, config: ExtractConfig) -> ExtractionRat
 
 def record_run(cache: Path, dataset: str, stage: str, artifact: str, seconds: float, *, frames: int = 0,
                fits: int = 0) -> None:
-    """Log a finished run of `stage` that computed something; the parameters are the fields of `LoggedRun`.
-
-    The log holds no clip names, so `fercache forget` has nothing to remove from it. A killed run is not logged.
-    """
+    """Log a finished run of `stage` that computed something; the parameters are the fields of `LoggedRun`."""
+    # The log holds no clip names, so `fercache forget` has nothing to remove from it. A killed run is not logged.
     run = LoggedRun(dataset=dataset, stage=stage, artifact=artifact, seconds=round(seconds, 3), frames=frames,
                     fits=fits,
                     ended=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), fercache=__version__)

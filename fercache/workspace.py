@@ -33,8 +33,7 @@ FEATURES, LOGITS, HEADS, STACK, PHOTOS = "features", "logits", "heads", "stack",
 STAGES = (FEATURES, LOGITS, HEADS, STACK)
 """Folders with the results of a stage: one folder a data set, in it one file or folder a result."""
 
-DOWNLOADS = ("weights", "clips")
-"""Folders that hold nothing made from a user's clips: pretrained CNNs and the demo's own videos."""
+DOWNLOADS = ("weights", "clips")  # folders that hold nothing made from a user's clips
 
 CURRENT = "current.json"  # pointer to the result of the last run, beside the results of a data set
 
@@ -72,23 +71,9 @@ def store_name(backbone: str, fingerprint: str) -> str:
     return f"{backbone}-{short(fingerprint)}{STORE_SUFFIX}"
 
 
-@dataclass(frozen=True)
-class Features:
-    """The features of all data sets, below a folder or a URL."""
-
-    root: Location
-
-    def folder(self, dataset: str) -> Location:
-        """Return the folder of a data set's stores."""
-        return self.root / FEATURES / dataset
-
-    def store(self, dataset: str, backbone: str, fingerprint: str) -> Location:
-        """Return the store of a backbone with settings of this fingerprint."""
-        return self.folder(dataset) / store_name(backbone, fingerprint)
-
-    def pointer(self, dataset: str) -> Location:
-        """Return the file that names the store of the last `extract`."""
-        return self.folder(dataset) / CURRENT
+def features_folder(root: Location, dataset: str) -> Location:
+    """Return the folder of a data set's stores, below a folder or a URL; `CURRENT` in it names the last one."""
+    return root / FEATURES / dataset
 
 
 @dataclass(frozen=True)
@@ -184,10 +169,7 @@ class Workspace:
         atomic_io.write_json(path.parent / CURRENT, CurrentLogits(path.name))
 
     def current_logits_file(self, dataset: str) -> Path:
-        """Return the logits file of the last `train-heads` of this data set.
-
-        Raises InputError if no heads were trained yet.
-        """
+        """Return the logits file of the last `train-heads` of this data set; raise InputError before the first."""
         pointer = self.logits(dataset) / CURRENT
         if not pointer.is_file():
             raise InputError("no heads were trained yet", where=pointer.parent, hint="run `fercache train-heads` first")

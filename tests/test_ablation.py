@@ -25,7 +25,7 @@ BASE = TrainConfig()
 def test_rows_are_changes_of_the_recipe() -> None:
     assert ablation.parse_rows(["taps=block8+repeat_2;seed=3", "seed=0"], BASE) == {
         "taps=block8+repeat_2;seed=3": {"taps": ("block8", "repeat_2"), "seed": 3}}, "seed 0 is the default"
-    for row, said in (("tap=block8", "did you mean taps"), ("seed=x", "cannot be 'x'"), ("seed", "changes no key"),
+    for row, said in (("tap=block8", "did you mean 'taps'"), ("seed=x", "cannot be 'x'"), ("seed", "cannot be ''"),
                       ("folds=1", "below")):
         with pytest.raises(InputError, match=said):
             ablation.parse_rows([row], BASE)
@@ -160,4 +160,4 @@ def test_quick_and_wrong_calls(home: Path, tmp_path: Path) -> None:
     assert (base.folds, config.repeats) == (3, 1)
     assert "end --out in .csv" in call(home, "ablation", *BASICS, "--out", "t.txt").stderr
     done = call(home, "ablation", "--rows", "tapes=x", "--out", tmp_path / "t.csv")
-    assert done.exit_code == 2 and "did you mean taps" in done.stderr
+    assert done.exit_code == 2 and "did you mean 'taps'" in done.stderr

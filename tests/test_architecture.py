@@ -17,7 +17,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "fercache"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-ORDER = ("errors", "heads.registry", "backbones.registry", "metrics", "config", "runtime", "workspace", "run_log",
+ORDER = ("errors", "runtime", "heads.registry", "backbones.registry", "metrics", "config", "workspace", "run_log",
          "media", "data", "recipe", "backbones", "faces", "store", "oof", "results", "heads", "logits_import",
          "extraction", "training", "stacking", "diagnostics", "maintenance", "viz", "inference", "cli", "__main__")
 """Folders and modules of the package, in the order of the pipeline: each imports only what stands before it.

@@ -134,6 +134,7 @@ def test_a_change_of_resolution_keeps_every_frame(done: Done) -> None:
     (("extract", "--clips", "clips", "--min-score", "3"), 2, "--min-score"),
     (("extract", "--clips", "clips", "--precision", "int4"), 2, "int4"),
     (("--stages", "nowhere", "extract"), 2, "nowhere"),
+    (("extract", "--stages", "gone", "--clips", "clips"), 2, "gone"),
     (("extract", "--stages", "typo", "--clips", "clips"), 2, "precison"),
     (("train-heads", "--clips", "clips"), 2, "nothing was extracted"),
     (("stack", "--clips", "clips"), 2, "no heads were trained"),

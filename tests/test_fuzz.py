@@ -74,7 +74,7 @@ def look(path: str) -> Look:
     Path("/proc/self/clear_refs").write_text("5")  # a forked process begins with the peak of the one it came from
     held_mb = memory_mb("VmRSS")
     try:
-        kind = media.kind_of(Path(path))
+        kind = "crops" if Path(path).is_dir() else "video"
         for frame in media.open_source(Path(path), kind).frames():
             rows += 1
             assert frame.index == rows and frame.time_s > last, f"{path}: row {frame.index} at {frame.time_s}"

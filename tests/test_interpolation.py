@@ -57,7 +57,7 @@ def face(x: float, score: float = 0.999, size: float = 80) -> np.ndarray:
 def test_a_straight_path_takes_few_detections() -> None:
     truth = [face(100 + 2 * i) for i in range(64)]
     detector = FakeDetector(truth)
-    found = interpolation.interpolate_faces(pictures(64), detector, 5)
+    found = interpolation.interpolate_faces(pictures(64), detector.detect, 5)
     assert len(detector.rows) == 14 and sorted(detector.rows) == [*range(0, 61, 5), 63]
     np.testing.assert_allclose(np.concatenate(found), np.concatenate(truth), atol=1 / 16)
 
@@ -66,7 +66,7 @@ def test_a_straight_path_takes_few_detections() -> None:
 def test_every_frame_is_detected_where_nothing_is_sure(every: int) -> None:
     truth = [face(90 * i) for i in range(40)]
     detector = FakeDetector(truth)
-    found = interpolation.interpolate_faces(pictures(40), detector, every)
+    found = interpolation.interpolate_faces(pictures(40), detector.detect, every)
     assert (np.concatenate(found) == np.concatenate(truth)).all()
     assert sorted(detector.rows) == list(range(40)), "each once"
 
@@ -74,7 +74,7 @@ def test_every_frame_is_detected_where_nothing_is_sure(every: int) -> None:
 def test_a_face_that_comes_and_goes_is_found_to_the_frame() -> None:
     truth = [face(100) if 13 <= i < 41 else np.empty((0, 5)) for i in range(64)]
     detector = FakeDetector(truth)
-    found = interpolation.interpolate_faces(pictures(64), detector, 5)
+    found = interpolation.interpolate_faces(pictures(64), detector.detect, 5)
     assert [len(f) for f in found] == [len(f) for f in truth]
     assert {12, 13, 40, 41} <= set(detector.rows) and len(detector.rows) <= 22, "its first and last frame, by bisection"
 
@@ -83,7 +83,7 @@ def test_both_sides_of_a_shot_boundary_are_detected() -> None:
     """The other person is where the first one was: only the pixels differ."""
     truth = [face(100) if i < 13 else face(108, size=84) for i in range(40)]
     detector = FakeDetector(truth)
-    found = interpolation.interpolate_faces(pictures(40, cuts=[13]), detector, 10)
+    found = interpolation.interpolate_faces(pictures(40, cuts=[13]), detector.detect, 10)
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate(truth))
     assert {12, 13} <= set(detector.rows) and len(detector.rows) <= 8
 
@@ -99,7 +99,7 @@ def test_a_face_that_jumps_within_a_shot_is_detected(jump: range) -> None:
         image[y:y + 80, x + 40:x + 80] = 255 - image[y:y + 80, x + 40:x + 80]
         image[0, 0, 0] = i
     detector = FakeDetector(truth)
-    found = interpolation.interpolate_faces(images, detector, 10)
+    found = interpolation.interpolate_faces(images, detector.detect, 10)
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate(truth))
     assert detector.rows[:5] == [0, 10, 20, 30, 39] and len(detector.rows) <= 23
 
@@ -107,7 +107,7 @@ def test_a_face_that_jumps_within_a_shot_is_detected(jump: range) -> None:
 def test_every_frame_of_a_face_with_a_low_score_is_detected() -> None:
     truth = [face(100 + i % 2, score=.92) for i in range(20)]
     detector = FakeDetector(truth)
-    found = interpolation.interpolate_faces(pictures(20), detector, 5)
+    found = interpolation.interpolate_faces(pictures(20), detector.detect, 5)
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate(truth))
     assert detector.rows[:5] == [0, 5, 10, 15, 19] and sorted(detector.rows) == list(range(20))
 
@@ -115,7 +115,7 @@ def test_every_frame_of_a_face_with_a_low_score_is_detected() -> None:
 def test_a_sure_face_beside_an_uncertain_one_appears_once_per_frame() -> None:
     """The sure face is interpolated through frames that the other one needs detected: neither is lost or doubled."""
     truth = [np.concatenate([face(100 + 2 * i), face(190 + 2 * i, score=.92)]) for i in range(11)]
-    found = interpolation.interpolate_faces(pictures(11), FakeDetector(truth), 10)
+    found = interpolation.interpolate_faces(pictures(11), FakeDetector(truth).detect, 10)
     np.testing.assert_allclose(np.concatenate(found), np.concatenate(truth), atol=1 / 16)
 
 
@@ -123,7 +123,7 @@ def test_a_face_that_is_elsewhere_in_between_is_found() -> None:
     """Both ends have it at the same position, and the frames between them do not."""
     truth = [face(100 + (300 if 4 <= i < 7 else 0), score=.92) for i in range(11)]
     detector = FakeDetector(truth)
-    found = interpolation.interpolate_faces(pictures(11), detector, 10)
+    found = interpolation.interpolate_faces(pictures(11), detector.detect, 10)
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate(truth))
     assert detector.rows[:3] == [0, 10, 5]
 
@@ -135,7 +135,7 @@ def test_a_fast_face_is_found_in_each_frame(step: int, every: int) -> None:
     truth = [face(100 + step * i) if 3 <= i < 18 else np.empty((0, 5)) for i in range(21)]
     for others in (np.empty((0, 5)), face(5000)):
         beside = [np.concatenate([one, others]) for one in truth]
-        found = interpolation.interpolate_faces(pictures(21), FakeDetector(beside), every)
+        found = interpolation.interpolate_faces(pictures(21), FakeDetector(beside).detect, every)
         if every == 64:  # neither end has it, so nothing is uncertain
             assert all(len(one) == len(others) for one in found)
         else:
@@ -149,13 +149,13 @@ def test_another_face_does_not_replace_a_missing_one() -> None:
     ends = [face(100, score=.92), face(400, score=.92)]
     between = [face(x, score=.92) for x in (100, 160, 900)]
     truth = [np.concatenate(ends if i in (0, 10) else between) for i in range(11)]
-    found = interpolation.interpolate_faces(pictures(11), FakeDetector(truth), 10)
+    found = interpolation.interpolate_faces(pictures(11), FakeDetector(truth).detect, 10)
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate(truth))
 
 
 def test_faces_that_change_places_in_the_list_are_not_mixed() -> None:
     truth = [np.concatenate([face(100 + i), face(300 - i)][:: 1 if i % 10 else -1]) for i in range(31)]
-    found = interpolation.interpolate_faces(pictures(31), FakeDetector(truth), 10)
+    found = interpolation.interpolate_faces(pictures(31), FakeDetector(truth).detect, 10)
     for now, true in zip(found, truth, strict=True):
         np.testing.assert_allclose(np.sort(now[:, 0]), np.sort(true[:, 0]), atol=1 / 16)
 
@@ -163,18 +163,18 @@ def test_faces_that_change_places_in_the_list_are_not_mixed() -> None:
 def test_lost_frames_and_no_frames() -> None:
     images: list[np.ndarray | None] = list(pictures(12))
     images[3] = images[11] = None
-    found = interpolation.interpolate_faces(images, FakeDetector([face(100)] * 12), 5)
+    found = interpolation.interpolate_faces(images, FakeDetector([face(100)] * 12).detect, 5)
     assert [len(f) for f in found] == [1, 1, 1, 0, *[1] * 7, 0]
-    assert interpolation.interpolate_faces([], FakeDetector([]), 5) == []
-    assert [len(f) for f in interpolation.interpolate_faces([None, None], FakeDetector([]), 5)] == [0, 0]
-    assert [len(f) for f in interpolation.interpolate_faces(pictures(1), FakeDetector([face(1)]), 5)] == [1]
+    assert interpolation.interpolate_faces([], FakeDetector([]).detect, 5) == []
+    assert [len(f) for f in interpolation.interpolate_faces([None, None], FakeDetector([]).detect, 5)] == [0, 0]
+    assert [len(f) for f in interpolation.interpolate_faces(pictures(1), FakeDetector([face(1)]).detect, 5)] == [1]
 
 
 def test_a_change_of_resolution_is_a_cut() -> None:
     images = pictures(20)
     images[7:] = [np.repeat(np.repeat(image, 2, 0), 2, 1) for image in images[7:]]
     detector = FakeDetector([face(100)] * 20)
-    assert all(len(f) == 1 for f in interpolation.interpolate_faces(images, detector, 10))
+    assert all(len(f) == 1 for f in interpolation.interpolate_faces(images, detector.detect, 10))
     assert {6, 7} <= set(detector.rows)
 
 
@@ -191,7 +191,7 @@ def test_of_people_who_come_go_and_flicker_nobody_appears_twice(seed: int, every
                 one = face(speed * i, score=rng.choice([.92, .999])) + np.array([0, 300 * k, 0, 300 * k, 0])
                 truth[i] = np.concatenate([truth[i], one])
     detector = FakeDetector(truth)
-    found = interpolation.interpolate_faces(pictures(40), detector, every)
+    found = interpolation.interpolate_faces(pictures(40), detector.detect, every)
     assert len(detector.rows) == len(set(detector.rows))
     for faces in found:
         assert (iou(faces[:, :4], faces[:, :4]) < .5).sum() == len(faces) * (len(faces) - 1)
@@ -203,7 +203,7 @@ def test_of_people_who_come_go_and_flicker_nobody_appears_twice(seed: int, every
 def test_detected_frames_have_the_detected_faces(counts: list[int], every: int) -> None:
     truth = [np.concatenate([np.empty((0, 5)), *(face(200 * k) for k in range(n))]) for n in counts]
     detector = FakeDetector(truth)
-    found = interpolation.interpolate_faces(pictures(len(counts)), detector, every)
+    found = interpolation.interpolate_faces(pictures(len(counts)), detector.detect, every)
     assert len(found) == len(counts)
     for faces in found:
         assert (iou(faces[:, :4], faces[:, :4]) < .5).sum() == len(faces) * (len(faces) - 1), "nobody twice"
@@ -214,7 +214,7 @@ def test_detected_frames_have_the_detected_faces(counts: list[int], every: int) 
 def test_interpolated_boxes_lie_on_the_face(face_frames: list[np.ndarray]) -> None:
     """Real pictures: frames five apart, so the way between them is long."""
     detector = Detector()
-    exact, followed = detector.detect(face_frames), interpolation.interpolate_faces(face_frames, detector, 3)
+    exact, followed = detector.detect(face_frames), interpolation.interpolate_faces(face_frames, detector.detect, 3)
     overlap = [iou(a[:1, :4], b[:1, :4])[0, 0] for a, b in zip(exact, followed, strict=True)]
     assert min(overlap) > .7 and np.mean(overlap) > .85
 
@@ -250,12 +250,12 @@ def overlap_of(path: Path, frames: int | None = None) -> float:
     exact, fast = list[np.ndarray](), list[np.ndarray]()
     pictures_of = (frame.image for frame in islice(media.open_source(path, "video").frames(), frames))
     while block := list(islice(pictures_of, DETECT_BLOCK)):
-        faces = interpolation.interpolate_faces(block, detector, 1)
+        faces = interpolation.interpolate_faces(block, detector.detect, 1)
         replaying.recorded = {id(image): found for image, found in zip(block, faces, strict=True)}
         for row, image in enumerate(block, len(exact)):
             cuts.see(row, image)
         exact += faces
-        fast += interpolation.interpolate_faces(block, replaying, ExtractConfig().detect_every)
+        fast += interpolation.interpolate_faces(block, replaying.detect, ExtractConfig().detect_every)
     one, other = (build_persons(link_tracklets(found, cuts.rows))[0] for found in (exact, fast))
     pairs = np.flatnonzero(one.seen & other.seen)
     either = int((one.seen | other.seen).sum())

@@ -13,17 +13,22 @@ import pytest
 from test_transfer import FRAMES, ROWS, foreign, store_of
 
 from fercache.config import DatasetConfig, TrainConfig
-from fercache.data.base import Dataset
+from fercache.data.base import Dataset, Trial
 from fercache.data.table import read_clip_table as read_table
 from fercache.errors import InputError
 from fercache.maintenance import importer
 from fercache.store import remote
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.multi_store import MultiStoreView, join_stores
+from fercache.training.data import load_features
 
 
 def base_of(folder: Path, name: str = "casia") -> EmbeddingStore:
     return store_of(folder / f"{name}-1.zarr", {"v": 40, "w": 3, "u": 5}, {"block8": (6,)})
+
+
+def trials_of(names: list[str]) -> list[Trial]:
+    return [Trial(name=name, path=Path(), kind="video", parent=name, group=name, split="train") for name in names]
 
 
 def imported(folder: Path, name: str = "effnet", **how: np.ndarray) -> EmbeddingStore:
@@ -84,7 +89,7 @@ def test_names_that_do_not_fit_are_said(tmp_path: Path) -> None:
     assert join_stores(base, ["two-3"], [])[1] == ("two/x",)
 
 
-def test_far_stores_are_joined_and_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_far_stores_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     near = store_of(tmp_path / "casia-1.zarr", {f"c{i}": 300 for i in range(30)}, {"x": (3,), "y": (2, 2)})
     far = store_of("memory://ahead/casia-1.zarr", {f"c{i}": 300 for i in range(30)}, {"x": (3,), "y": (2, 2)})
@@ -92,13 +97,15 @@ def test_far_stores_are_joined_and_read_ahead(tmp_path: Path, monkeypatch: pytes
     store, taps = join_stores(EmbeddingStore.open(far.path), ["more"], ["y"])
     assert isinstance(store, MultiStoreView)
     names = sorted(near)
-    for order in (names, names[::-1]):
-        read = store.prefetch(names, taps)
-        for name in order:
-            np.testing.assert_array_equal(read[name].read("y"), near[name].read("y"))
-            np.testing.assert_array_equal(read[name].read("x"), near[name].read("x"))
-            assert read[name].frame_table.tobytes() == near[name].frame_table.tobytes() and read[name].frames == 300
-            assert read[name].read("more/z").any() == (name == "c1")
+    for name in names:
+        np.testing.assert_array_equal(store[name].read("y"), near[name].read("y"))
+        np.testing.assert_array_equal(store[name].read("x"), near[name].read("x"))
+        assert store[name].frame_table.tobytes() == near[name].frame_table.tobytes() and store[name].frames == 300
+        assert store[name].read("more/z").any() == (name == "c1")
+    here, there = (load_features(one, trials_of(names), ["x", "y"]) for one in (near, store))
+    np.testing.assert_array_equal(here.x, there.x)
+    np.testing.assert_array_equal(here.time_s, there.time_s)
+    assert taps == ("y", "more/z") and load_features(store, trials_of(names), taps).x[:, -1].any()
 
 
 @pytest.fixture
@@ -136,8 +143,8 @@ def test_heads_learn_from_what_joins(tmp_path: Path, dataset: Dataset) -> None:
     assert len(list((tmp_path / "cache" / "logits" / "told").glob("*.h5"))) == 2
 
 
-def test_reading_ahead_hides_latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each request waits 20 ms, as on a network: a preload takes a small part of what the requests add up to."""
+def test_reading_many_clips_at_once_hides_latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request waits 20 ms, as on a network: reading takes a small part of what the requests add up to."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     store_of("memory://slow/casia-1.zarr", {f"c{i:02}": 40 for i in range(48)}, {"x": (3,), "y": (2, 2)})
     asked, ranged = [], remote._ranged
@@ -149,8 +156,7 @@ def test_reading_ahead_hides_latency(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(remote, "_ranged", slow)
     store, taps = join_stores(EmbeddingStore.open("memory://slow/casia-1.zarr"), [], ["x", "y"])
     started = time.monotonic()
-    read = store.prefetch(sorted(store), taps)
-    for name in sorted(store):
-        assert read[name].frame_table.shape == (40,) and read[name].read("x").any() and read[name].read("y").any()
+    read = load_features(store, trials_of(sorted(store)), taps)
+    assert read.x.shape == (48 * 40, 7) and (read.x.reshape(48, 40, 7) != 0).any(1).all()
     spent = time.monotonic() - started
     assert len(asked) >= 48 * 3 and spent < 0.5 * 0.02 * len(asked), (spent, len(asked))

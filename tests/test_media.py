@@ -527,7 +527,7 @@ def test_crops_are_numbered_by_name(tmp_path: Path) -> None:
     (tmp_path / "00009.jpg").mkdir()
     source = media.open_source(tmp_path, "crops", crop_fps=10)
     found = list(source.frames())
-    assert source.length() == 10 and media.kind_of(tmp_path) == "crops"
+    assert source.length() == 10
     assert [frame.index for frame in found if frame.image is not None] == [2, 4, 7, 10]
     assert [frame.time_s for frame in found] == pytest.approx([i / 10 for i in range(10)])
     assert not any(frame.damaged for frame in found)
@@ -621,8 +621,7 @@ def test_digest_tells_files_apart(tmp_path: Path) -> None:
 def test_digest_of_a_folder(tmp_path: Path) -> None:
     for i in range(1, 4):
         save(tmp_path / f"{i}.png", i)
-    source = media.open_source(tmp_path, "crops")
-    before, strict = source.digest(), source.digest(strict=True)
+    before, strict = (media.source_digest(tmp_path, "crops", strict) for strict in (False, True))
     (tmp_path / "notes.txt").write_text("stray")
     assert media.source_digest(tmp_path, "crops")["sha256"] == before["sha256"] == strict["sha256"]
     data = bytearray((tmp_path / "2.png").read_bytes())

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fercache.faces.identity import Person, build_persons, crops_to_embed, left_and_right, mean_vector
-from fercache.faces.tracklets import MAX_GAP, iou, link_tracklets, match
+from fercache.faces.tracklets import MAX_GAP, iou, link_tracklets, matched
 
 WIDE = 16
 
@@ -185,7 +185,7 @@ def test_iou_of_known_boxes() -> None:
     a = np.array([[0, 0, 2, 2], [0, 0, 0, 0]], float)
     b = np.array([[1, 0, 3, 2], [0, 0, 2, 2], [0, 0, 0, 0], [5, 5, 6, 6]], float)
     np.testing.assert_allclose(iou(a, b), [[1 / 3, 1, 0, 0], [0, 0, 0, 0]])
-    np.testing.assert_array_equal(match(a, b), [-1, 0, -1, -1])
+    np.testing.assert_array_equal(matched(iou(a, b)), [-1, 0, -1, -1])
 
 
 boxes_of_a_frame = st.lists(st.tuples(*[st.integers(0, 300)] * 2, st.integers(1, 120), st.floats(0.9, 1)), max_size=4)

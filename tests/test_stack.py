@@ -110,7 +110,7 @@ def test_a_gap_has_what_the_nearest_face_has(result: stack.StackResult) -> None:
     book = result.oof
     for trial in range(len(book.trials)):
         rows = book.rows(trial)
-        source = nearest_row(book.time_s[rows], book.valid[rows]).row
+        source = nearest_row(book.time_s[rows], book.valid[rows])
         np.testing.assert_array_equal(result.ppm[rows], result.ppm[rows][source])
 
 

@@ -27,7 +27,7 @@ from fercache.errors import InputError
 from fercache.inference import starter
 from fercache.inference.ensemble import select_models
 from fercache.oof import OofLogits
-from fercache.training import checkpoints
+from fercache.training import checkpoints, train
 from fercache.training.train import train_heads
 from fercache.workspace import Workspace
 
@@ -123,7 +123,7 @@ def test_other_heads_are_not_packed(tmp_path: Path) -> None:
 
 def test_packed_heads_replace_those_before_and_the_card_counts_the_photos(tmp_path: Path) -> None:
     found, store = small_sets.dataset(tmp_path / "store", groups=6, frames=60, validation=2)
-    store.settings |= dict.fromkeys(starter.FEATURES, "none")
+    store.settings |= dict.fromkeys(train.STARTER_FEATURES, "none")
     config = TrainConfig(heads=("frame",), taps=tuple(small_sets.TAPS), folds=3, ensemble=1, epochs=2)
     logits_file = train_heads(found, store, config, tmp_path / "cache").logits_file
     out = tmp_path / "out"

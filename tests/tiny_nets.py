@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from fercache.backbones import backbone
-from fercache.backbones.taps import BLOCKS, EMBEDDING, block_of, tap_shapes
+from fercache.backbones.taps import BLOCKS, EMBEDDING, split_tap, tap_shapes
 from fercache.faces import detector
 
 FILTERS, SIDE, CELLS = 16, 40, 3
@@ -28,7 +28,7 @@ def whole_numbers(generator: torch.Generator, *shape: int) -> torch.Tensor:
 
 
 class TinyNet(torch.nn.Module):
-    """Energies of random filters, projected to the shape of each tap; loaded as `InceptionNet` is."""
+    """Energies of random filters, projected to the shape of each tap; loaded as `TorchNet` is."""
 
     @classmethod
     def load(cls, source: object, taps: Sequence[str], **settings: object) -> TinyNet:
@@ -44,7 +44,7 @@ class TinyNet(torch.nn.Module):
         self.filters.weight.data -= self.filters.weight.data.mean((1, 2, 3), keepdim=True).round()
         self.projections = {}
         for tap in taps:
-            block = block_of(tap)[0]
+            block = split_tap(tap)[0]
             channels = 512 if block == EMBEDDING else BLOCKS[block][0]
             seed = 1 + (EMBEDDING, *BLOCKS).index(block)
             self.projections[tap] = whole_numbers(torch.Generator().manual_seed(seed), FILTERS, channels)
@@ -64,7 +64,7 @@ class TinyNet(torch.nn.Module):
 
     def tap(self, tap: str, shape: tuple[int, ...], grid: torch.Tensor) -> torch.Tensor:
         """Return one tap, (B, ...): the mean over the grid, the grid itself, or the grid enlarged."""
-        form = block_of(tap)[1]
+        form = split_tap(tap)[1]
         if form == "map":
             grid = torch.nn.functional.interpolate(grid, shape[1:], mode="nearest")
         values = (grid.sum((2, 3)) if form == "" else grid).movedim(1, -1) @ self.projections[tap]
@@ -105,7 +105,7 @@ class TinyDetector:
 EYES_NOSE_MOUTH = np.array([[.3, .35], [.7, .35], [.5, .55], [.35, .75], [.65, .75]])
 """Where the tiny detector's landmarks are, as fractions of its box."""
 
-SEAMS = {"cnn": (backbone, "InceptionNet", TinyNet), "detector": (detector, "Mtcnn", TinyDetector)}
+SEAMS = {"cnn": (backbone, "TorchNet", TinyNet), "detector": (detector, "Mtcnn", TinyDetector)}
 """Which name of fercache makes each net, and what takes its place."""
 
 

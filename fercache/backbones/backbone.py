@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fercache.backbones.inception import InceptionNet, TorchNet
-from fercache.backbones.onnx import OnnxNet, OpenVinoNet, load_module
+from fercache.backbones.inception import TYPES, TorchNet
+from fercache.backbones.onnx import PRECISIONS, OnnxNet, OpenVinoNet
 from fercache.backbones.registry import FACENET, Card
 from fercache.backbones.taps import tap_shapes
 from fercache.backbones.weights.files import Weights
@@ -20,18 +20,14 @@ from fercache.runtime.devices import bf16_pays, map_threads, resolve_device
 
 log = logging.getLogger(__name__)
 
-
 BATCHES = {"cpu": 16, "cuda": 256}  # default crops per batch, by type of device
+RUNTIMES = {"torch": tuple(TYPES), "onnxruntime": ("float32",), "openvino": tuple(PRECISIONS)}
+"""What runs a net -> its precisions."""
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
-class Net(Protocol):
-    """What a Backbone runs: it has the `shapes` of its taps and is called with one batch of the fixed size."""
-
-    shapes: dict[str, tuple[int, ...]]
-
-    def __call__(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Return {tap: (B, ...) float32} of crops (B, S, S, 3)."""
+# What a Backbone runs: it has the `shapes` of its taps, and is called with one batch of the fixed size.
+Net: TypeAlias = OnnxNet | OpenVinoNet | TorchNet
 
 
 def shapes_of(weights: Weights, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -43,19 +39,14 @@ def shapes_of(weights: Weights, taps: Sequence[str]) -> dict[str, tuple[int, ...
 
 
 class Backbone:
-    """A loaded net with its taps; create it with `Backbone.load`.
-
-    Attributes
-    ----------
-    arithmetic : precision in which the convolutions run.
-    own_threads : whether the net computes in threads of its own, while the calling thread waits.
-    """
+    """A loaded net with its taps; create it with `Backbone.load`."""
     # All batches have one fixed size, and the last one is padded. So a crop's values are bit-equal for any batch mates
     # and any number of threads, which a shorter last batch would not give.
 
     def __init__(self, net: Net, device: str, batch: int, arithmetic: str = "float32", card: Card = FACENET) -> None:
-        self.net, self.device, self.batch, self.arithmetic, self.card = net, device, batch, arithmetic, card
-        self.shapes = net.shapes
+        self.net, self.device, self.batch, self.card, self.shapes = net, device, batch, card, net.shapes
+        self.arithmetic = arithmetic  # precision in which the convolutions run
+        # Whether the net computes in threads of its own, while the calling thread waits.
         self.own_threads = bool(getattr(net, "own_threads", False))
 
     @classmethod
@@ -63,45 +54,39 @@ class Backbone:
              batch: int | None = None, backend: str = "torch", native: bool = False) -> Backbone:
         """Return the backbone with these weights.
 
+        Raises InputError for an unknown tap, a missing device, or a device or precision that the backend does not
+        support; MissingExtra if the backend is not installed; WeightsError if the weights were changed, or belong to
+        another net.
+
         Parameters
         ----------
         taps : see `tap_shapes`; for an ONNX model, names of its outputs.
         precision : float32, bf16, fp16 or int8 for the convolutions. Means are taken and returned in float32. On a CPU
-            where bf16 is slower than float32, bf16 is computed in float32. int8 needs the backend openvino.
+            where bf16 is slower than float32, bf16 is computed in float32.
         batch : crops per batch; the default depends on the device.
         backend : torch, or openvino (CPUs only).
         native : compute in `precision` even where float32 is faster.
-
-        Raises
-        ------
-        InputError
-            Unknown tap, missing device, or a device or precision that the backend does not support.
-        MissingExtra
-            The backend is not installed.
-        WeightsError
-            The weights were changed, or belong to another net.
         """
         device = resolve_device(device)
         size = batch or BATCHES[torch.device(device).type]
-        if precision == "int8" and backend != "openvino":
-            raise InputError("int8 needs the backend openvino", where="precision",
-                             hint="add --backend openvino, or choose --precision float32")
         if backend == "openvino" and device != "cpu":
             raise InputError(f"the backend openvino supports the CPU only, not {device}", where="backend",
                              hint="choose --backend torch or --device cpu")
         if precision == "bf16" and device == "cpu" and not native and not bf16_pays():
             log.info("bf16 is slower than float32 on this CPU: using float32, which is also more accurate")
             precision = "float32"
+        runtime = "onnxruntime" if (weights.net, backend) == ("onnx", "torch") else backend
+        if precision not in RUNTIMES[runtime]:
+            other = "torch" if backend == "openvino" else "openvino"
+            raise InputError(f"{runtime} runs {' or '.join(RUNTIMES[runtime])}, not {precision}", where="precision",
+                             hint=f"choose one of those, or --backend {other}")
         net: Net
         if weights.net == "onnx":
             net = OnnxNet.load(weights, taps, device, size, precision=precision, backend=backend)
         elif backend == "openvino":
             net = OpenVinoNet.load(weights, taps, precision=precision, batch=size, threads=torch.get_num_threads())
-        elif weights.net == "facenet":
-            net = InceptionNet.load(weights, taps, precision=precision, device=torch.device(device))
         else:
-            module, shapes = load_module(weights, taps)
-            net = TorchNet(module, shapes, precision, torch.device(device))
+            net = TorchNet.load(weights, taps, precision=precision, device=torch.device(device))
         return cls(net, device, size, precision, weights.card)
 
     def embed(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float16]]:

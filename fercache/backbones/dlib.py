@@ -71,8 +71,7 @@ def _tensor(data: bytes, at: int) -> NDArray[np.float32]:
 def load_dlib(weights: Weights, taps: Sequence[str]) -> Tapped:
     """Return the net with these weights and taps, in eval mode.
 
-    Raises InputError for an unknown tap; the message lists the known ones; WeightsError if the file of weights was
-    changed.
+    Raises InputError for an unknown tap; WeightsError if the file of weights was changed.
     """
     check_taps(taps, [EMBEDDING, *NAMES], weights.path)
     net = DlibNet().eval().requires_grad_(False)

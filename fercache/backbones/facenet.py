@@ -33,16 +33,11 @@ def to_tensor(picture: NDArray[Any]) -> torch.Tensor:
     return tensor.to(torch.get_default_dtype()).div(255) if tensor.dtype == torch.uint8 else tensor
 
 
-def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-    """Return the indices, best score first, of boxes (n, 4) that no better box suppresses by its overlap."""
-    return batched_nms(boxes, scores, torch.zeros(len(boxes), dtype=torch.long), iou_threshold)
-
-
 NMS_BLOCK = 256  # boxes that are compared with each other at once: memory grows with their square
 
 
 def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-    """Return the indices, best score first, of boxes (n, 4) that `nms` selects within each group of `idxs` (n,)."""
+    """Return the indices, best score first, of boxes (n, 4) that no better box of their group in `idxs` suppresses."""
     # torchvision's rule: greedy, float32, and a box without area overlaps nothing.
     by_score = scores.argsort(descending=True, stable=True).cpu().numpy()
     order = by_score[idxs.cpu().numpy()[by_score].argsort(kind="stable")]  # by group, and then by score

@@ -16,9 +16,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.parametrize import register_parametrization
 
 from fercache.backbones import facenet
+from fercache.backbones.dlib import load_dlib
+from fercache.backbones.library import load_library_net, pooled, wrong_size
 from fercache.backbones.registry import CALIBRATION
-from fercache.backbones.taps import BLOCKS, CROP_PX, EMBEDDING, GRID, block_of, tap_shapes
+from fercache.backbones.taps import BLOCKS, CROP_PX, EMBEDDING, split_tap, tap_shapes
 from fercache.backbones.weights import files
+from fercache.errors import FercacheError
 from fercache.runtime.devices import synchronize_device
 
 STEM = ("conv2d_1a", "conv2d_2a", "conv2d_2b", "maxpool_3a", "conv2d_3b", "conv2d_4a")
@@ -28,16 +31,12 @@ CENTER, SCALE = 127.5, 128.0  # facenet-pytorch's fixed standardization of pixel
 
 
 class TappedInception(nn.Module):
-    """InceptionResnetV1 from pixels to taps; float32 on the CPU until `prepare` is called.
-
-    Attributes
-    ----------
-    outputs : tap -> (block, form), in the order in which `forward` returns them.
-    """
+    """InceptionResnetV1 from pixels to taps; float32 on the CPU until `prepare` is called."""
 
     def __init__(self, net: facenet.InceptionResnetV1, taps: Sequence[str]) -> None:
         super().__init__()
-        self.outputs = {tap: block_of(tap) for tap in taps}
+        # Tap -> (block, form), in the order in which `forward` returns them.
+        self.outputs = {tap: split_tap(tap) for tap in taps}
         blocks = [STEPS.index(block) for block, _ in self.outputs.values() if block != EMBEDDING]
         depth = len(STEPS) if EMBEDDING in taps else 1 + max(blocks)
         self.names = STEPS[:depth]
@@ -71,12 +70,19 @@ class TappedInception(nn.Module):
 
 class TorchNet:
     """A module from pixels to taps, in torch; `shapes` are those of the taps that a call returns."""
+    # The net runs in `precision`; means and identity vectors are computed in float32. In float32, every tap of
+    # facenet-pytorch's net equals the library's eager net up to rounding (cosine above .99999).
 
     def __init__(self, net: Any, shapes: dict[str, tuple[int, ...]], precision: str, device: torch.device) -> None:
         self.shapes, self.device = shapes, device
         self.net = net.prepare(device, TYPES[precision])
         # Other threads run the net in streams of their own, which do not wait for the copies made here.
         synchronize_device(str(device))
+
+    @classmethod
+    def load(cls, weights: files.Weights, taps: Sequence[str], *, precision: str, device: torch.device) -> TorchNet:
+        """Return the net with these weights on a device."""
+        return cls(*load_module(weights, taps), precision, device)
 
     @torch.inference_mode()
     def __call__(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
@@ -88,24 +94,20 @@ class TorchNet:
         return {tap: value.cpu().numpy() for tap, value in zip(self.shapes, self.net(pixels), strict=True)}
 
 
-class InceptionNet(TorchNet):
-    """facenet-pytorch's InceptionResnetV1."""
-    # The convolutions run in `precision`; means and the identity vector are computed in float32. In float32, every tap
-    # equals the library's eager net up to rounding (cosine above .99999).
-
-    @classmethod
-    def load(cls, source: files.Weights, taps: Sequence[str], *, precision: str, device: torch.device) -> InceptionNet:
-        """Return the net with these weights on a device."""
+def load_module(weights: files.Weights, taps: Sequence[str]) -> tuple[nn.Module, dict[str, tuple[int, ...]]]:
+    """Return a torch net from pixels (B, S, S, 3) to taps, in eval mode, and the shapes of the taps."""
+    if weights.net == "facenet":
         shapes = tap_shapes(taps)  # refuses unknown taps before the weights are read
-        return cls(TappedInception(load(source), taps).eval(), shapes, precision, device)
-
-
-def pooled(x: torch.Tensor, form: str) -> torch.Tensor:
-    """Return a block's output (B, C, h, w) in float32 and in the form of a tap."""
-    x = x.float()
-    if form == "map":
-        return x.contiguous()
-    return nn.functional.adaptive_avg_pool2d(x, GRID).contiguous() if form == "3x3" else x.mean(dim=(2, 3))
+        return TappedInception(load(weights), taps).eval(), shapes
+    net = load_dlib(weights, taps) if weights.net == "dlib" else load_library_net(weights, taps)
+    try:
+        with torch.inference_mode():
+            values = net(torch.zeros((1, weights.card.size, weights.card.size, 3), dtype=torch.uint8))
+    except FercacheError:  # a tap without that form
+        raise
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise wrong_size(weights, error) from error
+    return net, {tap: tuple(value.shape[1:]) for tap, value in zip(taps, values, strict=True)}
 
 
 def load(source: files.Weights) -> facenet.InceptionResnetV1:

@@ -45,6 +45,14 @@ def nodes_of(tokens: torch.Tensor, prefix: int | None = None) -> Node:
     return Node(grid=grid, prefix=tokens[:, :first] if first else None)
 
 
+def pooled(x: torch.Tensor, form: str) -> torch.Tensor:
+    """Return a block's output (B, C, h, w) in float32 and in the form of a tap: "map", "3x3", or "" for the mean."""
+    x = x.float()
+    if form == "map":
+        return x.contiguous()
+    return nn.functional.adaptive_avg_pool2d(x, GRID).contiguous() if form == "3x3" else x.mean(dim=(2, 3))
+
+
 def in_form(tap: str, node: Node) -> torch.Tensor:
     """Return a tap (B, ...) float32 in the form that its name ends in.
 
@@ -55,14 +63,11 @@ def in_form(tap: str, node: Node) -> torch.Tensor:
         return node.vector.float().contiguous()
     if form == "cls" and node.prefix is not None:
         return node.prefix[:, 0].float().contiguous()
+    if node.grid is not None and form == "tokens":
+        tokens = node.grid.float().flatten(2).transpose(1, 2)
+        return (tokens if node.prefix is None else torch.cat([node.prefix.float(), tokens], 1)).contiguous()
     if node.grid is not None and form != "cls":
-        grid = node.grid.float()
-        if form == "tokens":
-            tokens = grid.flatten(2).transpose(1, 2)
-            return (tokens if node.prefix is None else torch.cat([node.prefix.float(), tokens], 1)).contiguous()
-        if form == "map":
-            return grid.contiguous()
-        return nn.functional.adaptive_avg_pool2d(grid, GRID).contiguous() if form else grid.mean(dim=(2, 3))
+        return pooled(node.grid, form)
     raise InputError("this output has no such form", where=tap,
                      hint="cls needs a class token; a vector has no -3x3, -map or -tokens: leave the ending out")
 
@@ -127,23 +132,22 @@ def import_library(name: str) -> Any:
 def load_library_net(weights: Weights, taps: Sequence[str]) -> Tapped:
     """Return the net of timm or transformers with these weights, in eval mode.
 
-    Raises
-    ------
-    InputError
-        Unknown tap; the message lists the known ones.
-    MissingExtra
-        The library is not installed.
-    WeightsError
-        The library cannot read the weights.
+    Raises InputError for an unknown tap; MissingExtra if the library is not installed; WeightsError if it cannot read
+    the weights.
     """
     try:
         net = (_timm if weights.net == "timm" else _transformers)(weights, taps)
     except FercacheError:
         raise
     except (RuntimeError, ValueError, OSError, KeyError, IndexError, AttributeError, SafetensorError) as error:
-        reason = first_line(error)
-        raise WeightsError(f"the library cannot load it ({reason})", where=weights.path) from error
+        raise WeightsError(f"the library cannot load it ({first_line(error)})", where=weights.path) from error
     return net.eval().requires_grad_(False)
+
+
+def wrong_size(weights: Weights, error: Exception) -> WeightsError:
+    """Return the error of a net whose trial run failed."""
+    return WeightsError(f"the net does not run on pictures of {weights.card.size} pixels ({first_line(error)})",
+                        where=weights.path, hint="change size in its card")
 
 
 def check_taps(taps: Sequence[str], known: Sequence[str], where: object) -> None:

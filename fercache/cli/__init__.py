@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from fercache import __version__, recipe
+from fercache import __version__
 from fercache.cli.context import FILE, LOCATION
 from fercache.errors import FercacheError
 from fercache.recipe import Context
@@ -101,7 +101,6 @@ def main(ctx: click.Context, cache: Location | None, local_cache: Path | None, s
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("fercache").setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     try:
-        recipe.check_folder(stages)
+        ctx.obj = Context().moved(cache, local_cache, stages)
     except FercacheError as error:
         raise click.UsageError(str(error)) from error
-    ctx.obj = Context().moved(cache, local_cache, stages)

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import signal
 import sys
 import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+import fercache
 from fercache import recipe
-from fercache.config import Config, DatasetConfig, ExtractConfig, TrainConfig
+from fercache.config import HEAD_KEYS, TEMPORAL_KEYS, Config, DatasetConfig, ExtractConfig, TrainConfig
 from fercache.errors import BrokenOff, FercacheError, InputError
 from fercache.recipe import Context
-from fercache.runtime.uri import Location, as_location
+from fercache.runtime.uri import Location, Url, as_location
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from fercache.store.embedding_store import EmbeddingStore
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,7 +55,6 @@ class LocationType(click.ParamType[Location]):
 
 LOCATION, FILE = LocationType(), click.Path(path_type=Path)
 STORE = click.option("--store", type=LOCATION, help="Embedding store.  [default: the last one extracted]")
-LOCAL_STORE = click.option("--store", type=FILE, help="Embedding store.  [default: the last one extracted]")
 LOGITS_FILE = click.option("--logits-file", type=FILE, help="Out-of-fold logits.  [default: of the last training]")
 PREDS = click.option("--preds", type=FILE, default=Path("preds.csv"), show_default=True,
                      help="Predictions of `fercache stack`: .csv, .csv.gz or .parquet.")
@@ -60,8 +66,7 @@ HEADINGS: dict[str, tuple[type[Config] | None, tuple[str, ...]]] = {
     "Faces": (ExtractConfig, ("faces", "detect_every", "detect_px", "min_face_px", "min_score", "margin", "people")),
     "Sound": (ExtractConfig, ("modality", "audio_window_s")),
     "Sources": (ExtractConfig, ("on_truncated", "crop_fps", "verify_sources", "thumbnails")),
-    "Training": (TrainConfig, ("loss", "label_smoothing", "epochs", "patience", "width", "dropout", "lr", "ema",
-                               "mixup", "noise", "time_mask_s", "window_s", "step_s", "precision")),
+    "Training": (TrainConfig, (*HEAD_KEYS, *TEMPORAL_KEYS, "precision")),
     "Machine": (None, ("device", "threads", "concurrent_clips", "memory", "workers", "engine", "scheduler", "shard",
                        "time_limit", "cache", "local_cache", "stages")),
 }
@@ -112,13 +117,11 @@ def config_options(kind: type[Config], default: str = "") -> Callable[[F], F]:
     def add(function: F) -> F:
         for entry in reversed(dataclasses.fields(kind)):  # click adds options from the last to the first
             flag = "--" + entry.name.replace("_", "-")
+            switch = hints[entry.name] is bool
             # No defaults in click: None means that the flag was not given, and the recipe decides.
-            if hints[entry.name] is bool:
-                function = click.option(f"{flag}/--no-{flag[2:]}", entry.name, default=None, cls=ConfigOption,
-                                        kind=kind, help=str(entry.metadata["help"]), show_default=False)(function)
-                continue
-            function = click.option(flag, entry.name, type=_type(hints[entry.name], entry), default=None,
-                                    cls=ConfigOption, kind=kind, help=_help(entry, default),
+            function = click.option(f"{flag}/--no-{flag[2:]}" if switch else flag, entry.name, default=None,
+                                    type=None if switch else _type(hints[entry.name], entry), cls=ConfigOption,
+                                    kind=kind, help=entry.metadata["help"] if switch else _help(entry, default),
                                     show_default=False)(function)
         return function
     return add
@@ -146,28 +149,38 @@ def _help(entry: dataclasses.Field[Any], instead: str) -> str:
 
 # Shells use this exit code for Ctrl-C.
 STOPPED = 130
+LOCATIONS = (
+    click.Option(["--cache"], type=LOCATION,
+                 help="Folder for everything that is generated, or a URL for the features."),
+    click.Option(["--local-cache"], type=FILE, help="See `fercache --help`."),
+    click.Option(["--stages"], type=FILE, help="Folder of recipes."))
+"""Options of all commands."""
 
 
-def location_options(function: F) -> F:
-    """Give a command --cache, --local-cache and --stages, and turn expected errors into a message and an exit code."""
-    @click.option("--cache", type=LOCATION, default=None,
-                  help="Folder for everything that is generated, or a URL for the features.")
-    @click.option("--local-cache", type=FILE, default=None, help="See `fercache --help`.")
-    @click.option("--stages", type=FILE, default=None, help="Folder of recipes.")
-    @functools.wraps(function)
-    def command(cache: Location | None, local_cache: Path | None, stages: Path | None, **typed: Any) -> None:
-        context = (click.get_current_context().find_object(Context) or Context()).moved(cache, local_cache, stages)
-        recipe.check_folder(stages)
-        end_command(function, context, typed)
-    return cast(F, command)
+def command(name: str, *kinds: type[Config], group: click.Group | None = None
+            ) -> Callable[[Callable[..., int]], click.Command]:
+    """Return a decorator that makes a command of a function, with an option for each field of the configurations.
+
+    The function takes the context of the command's caches and recipes, and returns the exit code. Expected errors end
+    it with a message and an exit code.
+    """
+    def make(function: Callable[..., int]) -> click.Command:
+        for kind in reversed(kinds):
+            function = config_options(kind)(function)
+        made = (group.command if group else click.command)(name, cls=HeadedCommand)(function)
+        made.params += LOCATIONS
+        made.callback = functools.partial(_run, function)
+        return made
+    return make
 
 
-def end_command(function: Callable[..., Any], context: Context, typed: dict[str, Any]) -> None:
-    """Run a command and exit with its code."""
+def _run(function: Callable[..., int], cache: Location | None, local_cache: Path | None, stages: Path | None,
+         **typed: Any) -> None:
     # Slurm and kill send SIGTERM: it ends a run as cleanly as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    context = click.get_current_context().find_object(Context) or Context()
     try:
-        code = function(context, **typed)
+        code = function(context.moved(cache, local_cache, stages), **typed)
     except FercacheError as error:
         print_error(str(error))
         code = error.exit_code
@@ -181,6 +194,26 @@ def end_command(function: Callable[..., Any], context: Context, typed: dict[str,
         code = BrokenOff.exit_code
     if code:
         sys.exit(code)
+
+
+def show(screen: str | RenderableType, value: Any = None, as_json: bool = False) -> None:
+    """Print text or what rich draws or, `as_json`, a value: paths and URLs become strings, records objects."""
+    if as_json:
+        screen = json.dumps(value, indent=1, default=lambda part: str(part) if isinstance(part, Path | Url)
+                            else vars(part))
+    if isinstance(screen, str):
+        click.echo(screen)
+        return
+    from rich.console import Console  # takes a tenth of a second
+
+    Console().print(screen)
+
+
+def open_store(context: Context, store: Location | None, dataset: str) -> EmbeddingStore:
+    """Return the store that a flag names, else the last one that was extracted of a data set."""
+    from fercache.extraction import job  # loads the libraries of stage one, which `fercache --help` does not need
+
+    return fercache.open_store(store or job.current_store(context.features, dataset))
 
 
 def print_error(text: str) -> None:

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fercache import recipe
-from fercache.cli.context import (
-    FILE,
-    JSON,
-    LOCAL_STORE,
-    LOGITS_FILE,
-    PREDS,
-    STORE,
-    CommaList,
-    HeadedCommand,
-    config_options,
-    location_options,
-)
+from fercache.cli.context import FILE, JSON, LOGITS_FILE, PREDS, STORE, CommaList, command, open_store, show
 from fercache.config import AblationConfig, AuditConfig, DatasetConfig, ExtractConfig, ScoreConfig, TrainConfig
 from fercache.errors import InputError
 from fercache.recipe import Context
@@ -37,41 +24,35 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fercache")
 
-
 MAX_DETAILS = 5
 SEVERITY_STYLES = {"ok": ("ok", "green"), "warning": ("look", "yellow"), "error": ("FAIL", "red"),
                    "skipped": ("skipped", "blue")}
 """Printed word and color of a severity."""
 
 
-@click.command("audit", cls=HeadedCommand)
-@config_options(DatasetConfig)
-@config_options(AuditConfig)
+@command("audit", DatasetConfig, AuditConfig)
 @LOGITS_FILE
 @click.option("--logits", type=CommaList(), default=(), help="Imported logits to check too.  [default: all]")
-@LOCAL_STORE
+@STORE
 @click.option("--out", type=FILE, default=Path("audit.json"), show_default=True,
               help="JSON file for all results with all details.")
-@location_options
-def audit_command(context: Context, logits_file: Path | None, logits: tuple[str, ...], store: Path | None, out: Path,
-                  **typed: Any) -> int:
+def audit_command(context: Context, logits_file: Path | None, logits: tuple[str, ...], store: Location | None,
+                  out: Path, **typed: Any) -> int:
     """Check that no group crosses folds and that shuffled labels give chance; the exit code is 1 if something leaks."""
     from fercache import logits_import
     from fercache.diagnostics import audit
-    from fercache.extraction import job
     from fercache.stacking import inputs
-    from fercache.store.embedding_store import EmbeddingStore
 
     config = context.config(AuditConfig, "audit", typed)
     name = context.dataset_name(typed)
     names = logits or tuple(logits_import.imported_names(context.cache, name))
-    alone = context.is_logits(typed)  # such a data set has no clips and no store to audit
-    path = None if alone else store or job.current_store(context.features, name)
+    alone = context.dataset_config(typed).dataset == "logits"  # such a data set has no clips and no store to audit
+    features = None if alone else open_store(context, store, name)
     with tempfile.TemporaryDirectory() as scratch:
         results = []
         for result in audit.run_audit(
                 inputs.choose_logits(context, typed, logits_file, names), config,
-                EmbeddingStore.open(path) if path else None, None if alone else context.dataset(typed),
+                features, None if alone else context.dataset(typed),
                 context.config(TrainConfig, "train-heads", {}) if config.full else None, Path(scratch),
                 context.workspace.weights):
             results.append(result)
@@ -87,14 +68,11 @@ def audit_command(context: Context, logits_file: Path | None, logits: tuple[str,
     return 1 if any(result.is_error for result in results) else 0
 
 
-@click.command("check", cls=HeadedCommand)
-@config_options(DatasetConfig)
-@config_options(ExtractConfig)
+@command("check", DatasetConfig, ExtractConfig)
 @click.option("--fresh", is_flag=True, help="Read every folder again, not only the changed ones.")
 @click.option("--rate", type=click.FloatRange(min=0), default=0.0,
               help="Frames a second to assume for the time of extraction.  [default: as measured]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with every clip that differs.")
-@location_options
 def check_command(context: Context, fresh: bool, rate: float, as_json: bool, **typed: Any) -> int:
     """Compare a data set with its clips, and print every mismatch and the cost of extraction; no CNN is run.
 
@@ -106,41 +84,33 @@ def check_command(context: Context, fresh: bool, rate: float, as_json: bool, **t
     # The report lists the issues itself, so the log does not.
     dataset = context.dataset(typed, report_issues=False, record=True)
     report = check.check_dataset(dataset, config, context.cache, fresh=fresh, rate=rate)
-    click.echo(json.dumps(report.json(), indent=1) if as_json else "\n".join(check.report_lines(report)))
+    show("\n".join(check.report_lines(report)), report.json(), as_json)
     # One class is an error of the input: no head can be trained, as `train-heads` says too.
     return 2 if any(issue.kind == "one-class" for issue in report.issues) else 1 if report.lost else 0
 
 
-@click.command("ablation", cls=HeadedCommand)
-@config_options(DatasetConfig)
-@config_options(AblationConfig)
-@config_options(TrainConfig)
-@LOCAL_STORE
+@command("ablation", DatasetConfig, AblationConfig, TrainConfig)
+@STORE
 @click.option("--quick", is_flag=True, help="Use one seed and three folds.")
 @click.option("--out", type=FILE, default=Path("ablation.csv"), show_default=True,
               help="File of the table, NAME.csv; NAME.json is written beside it.")
-@location_options
-def ablation_command(context: Context, store: Path | None, quick: bool, out: Path, **typed: Any) -> int:
+def ablation_command(context: Context, store: Location | None, quick: bool, out: Path, **typed: Any) -> int:
     """Train the heads with one change of the recipe at a time, and compare each with the default.
 
     All scores are out of fold on the training groups. Rows that were trained before are not trained again.
     """
-    from rich.console import Console
-
     from fercache.diagnostics import ablation
-    from fercache.extraction import job
-    from fercache.store.embedding_store import EmbeddingStore
 
     ablation.check_out(out)  # before the training, which takes hours
     base, config = context.config(TrainConfig, "train-heads", typed), context.config(AblationConfig, "ablation", typed)
     if quick:
         base, config = ablation.quick_config(base, config)
     dataset = context.dataset(typed)
-    path = store or job.current_store(context.features, dataset.name)
-    log.info("store %s", path)
-    table = ablation.run_ablation(dataset, EmbeddingStore.open(path), base, config, context.cache)
+    features = open_store(context, store, dataset.name)
+    log.info("store %s", features.path)
+    table = ablation.run_ablation(dataset, features, base, config, context.cache)
     ablation.write_ablation(table, out)
-    Console().print(_screen(table))
+    show(_screen(table))
     click.echo(out)
     # A skipped row lacks a tap in the store, which is no failure.
     return 1 if any(row.failed for row in table.rows) else 0
@@ -185,32 +155,27 @@ def _line(row: AblationRow, columns: list[str]) -> list[str]:
     return [row.name, *cells, difference]
 
 
-@click.command("timeline", cls=HeadedCommand)
-@config_options(DatasetConfig)
+@command("timeline", DatasetConfig)
 @PREDS
 @STORE
 @click.option("--out", type=FILE, default=Path("timelines"), show_default=True, help="Folder for the pictures.")
-@location_options
 def timeline_command(context: Context, preds: Path, store: Location | None, out: Path, **typed: Any) -> int:
     """Draw one picture per clip: faces, labels, predictions and probabilities over time."""
     from fercache.data import base
-    from fercache.extraction import job
-    from fercache.store.embedding_store import EmbeddingStore
     from fercache.viz import timeline
 
     dataset = context.dataset(typed)
-    features = EmbeddingStore.open(store or job.current_store(context.features, dataset.name))
+    features = open_store(context, store, dataset.name)
     for path in timeline.draw_timelines(preds, base.stored_trials(dataset, features), features, out):
         click.echo(path)
     return 0
 
 
-@click.command("report", cls=HeadedCommand)
+@command("report")
 @PREDS
 @click.option("--out", type=FILE, default=Path("report.html"), show_default=True, help="HTML file to write.")
 @click.option("--check", type=FILE, help="File with the output of `fercache check --json`.")
 @click.option("--ablation", type=FILE, help="Table of `fercache ablation`, .json or .csv.")
-@location_options
 def report_command(context: Context, preds: Path, out: Path, check: Path | None, ablation: Path | None) -> int:
     """Build one HTML page about a run: settings, scores, and every clip over time. It needs no network."""
     from fercache.viz import report
@@ -218,28 +183,24 @@ def report_command(context: Context, preds: Path, out: Path, check: Path | None,
     result = report.make_report(preds, out, context.cache, check=check, ablation=ablation)
     log.info("%d clips, %d frames, %s; %s", result.clips, result.frames, format_bytes(result.bytes),
              "with pictures of faces" if result.pictures else "without pictures of faces")
-    click.echo(result.path)
+    click.echo(out)
     return 0
 
 
-@click.command("overlay", cls=HeadedCommand)
-@config_options(DatasetConfig)
+@command("overlay", DatasetConfig)
 @click.option("--clip", required=True, help="Name of the clip in the predictions.")
 @PREDS
-@LOCAL_STORE
+@STORE
 @click.option("--out", type=FILE, default=Path("overlay.mp4"), show_default=True,
               help="Video to write: .mp4, .mov or .mkv.")
-@location_options
-def overlay_command(context: Context, clip: str, preds: Path, store: Path | None, out: Path, **typed: Any) -> int:
+def overlay_command(context: Context, clip: str, preds: Path, store: Location | None, out: Path, **typed: Any) -> int:
     """Write a clip with box, expression, probability bars and a running timeline drawn in; its sound is kept."""
     from fercache.data import base
-    from fercache.extraction import job
     from fercache.results.io import PredictionsFile
-    from fercache.store.embedding_store import EmbeddingStore
     from fercache.viz import overlay
 
     dataset = context.dataset(typed)
-    features = EmbeddingStore.open(store or job.current_store(context.features, dataset.name))
+    features = open_store(context, store, dataset.name)
     dataset = base.stored_trials(dataset, features)  # a store holds one trial per person of a clip
     trial = next((trial for trial in dataset.trials if trial.name == clip), None)
     table = PredictionsFile(preds)
@@ -255,10 +216,9 @@ def overlay_command(context: Context, clip: str, preds: Path, store: Path | None
     return 0
 
 
-@click.command("card", cls=HeadedCommand)
+@command("card")
 @PREDS
 @click.option("--out", type=FILE, help="File of the card.  [default: print it]")
-@location_options
 def card_command(context: Context, preds: Path, out: Path | None) -> int:
     """Write a model card in Markdown from the records of the runs."""
     from fercache.runtime import atomic_io
@@ -273,43 +233,29 @@ def card_command(context: Context, preds: Path, out: Path | None) -> int:
     return 0
 
 
-@click.command("doctor", cls=HeadedCommand)
+@command("doctor")
 @JSON
-@location_options
 def doctor_command(context: Context, as_json: bool) -> int:
     """Show installed packages, device, weights and cache contents, and the next command to run."""
-    from rich.console import Console
-
     from fercache.diagnostics import doctor
 
     lines = doctor.inspect_machine(context.cache)
     step = doctor.next_step(context.cache, lines)
-    if as_json:
-        click.echo(json.dumps({"lines": [asdict(line) for line in lines], "next": step}, indent=1))
-    else:
-        Console().print(doctor.doctor_screen(lines, step))
+    show(doctor.doctor_screen(lines, step), {"lines": lines, "next": step}, as_json)
     return 1 if any(line.state == doctor.MISSING for line in lines) else 0
 
 
-@click.command("score", cls=HeadedCommand)
-@config_options(DatasetConfig)
-@config_options(ScoreConfig)
+@command("score", DatasetConfig, ScoreConfig)
 @PREDS
 @JSON
-@location_options
 def score_command(context: Context, preds: Path, as_json: bool, **typed: Any) -> int:
     """Score predictions on a data set's labels, which may have other class names."""
-    from rich.console import Console
-
     from fercache.results import score
     from fercache.results.io import PredictionsFile
 
     config = context.config(ScoreConfig, "score", typed)
     report = score.score_file(context.dataset(typed), PredictionsFile(preds), config)
-    if as_json:
-        click.echo(json.dumps(report, indent=1))
-    else:
-        Console().print(score.score_table_lines(report))
+    show(score.score_table_lines(report), report, as_json)
     # On stderr too, so that --json does not hide what could not be scored.
     for warning in score.score_warnings(report):
         log.warning("%s", warning)

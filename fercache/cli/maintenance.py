@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fercache import recipe
-from fercache.cli.context import FILE, JSON, STORE, CommaList, HeadedCommand, config_options, location_options
+from fercache.cli.context import FILE, JSON, STORE, CommaList, command, open_store, show
 from fercache.config import DatasetConfig, ExtractConfig, LogitsConfig
 from fercache.errors import InputError
 from fercache.recipe import Context, log_issues, split_names
 from fercache.runtime.progress import format_bytes
-from fercache.runtime.uri import Location, Url
-from fercache.workspace import Features
+from fercache.runtime.uri import Location
+from fercache.workspace import features_folder
 
 if TYPE_CHECKING:
-    from fercache.data.base import Dataset
     from fercache.maintenance.gc import Unreferenced
     from fercache.maintenance.verify import DiffReport, VerifyReport
 
@@ -31,12 +29,10 @@ log = logging.getLogger("fercache")
 MAX_LINES = 20  # most lines of one kind in the printed text; --json prints all of them
 
 
-@click.command("verify", cls=HeadedCommand)
-@config_options(DatasetConfig)
+@command("verify", DatasetConfig)
 @STORE
 @click.option("--repair", is_flag=True, help="Drop the damaged clips; the next extract computes them again.")
 @JSON
-@location_options
 def verify_command(context: Context, store: Location | None, repair: bool, as_json: bool, **typed: Any) -> int:
     """Read every byte of a store and compare it with the digests in the clip manifests.
 
@@ -47,7 +43,7 @@ def verify_command(context: Context, store: Location | None, repair: bool, as_js
 
     report = verify.verify_store(store or job.current_store(context.features, context.dataset(typed).name),
                                  repair=repair)
-    click.echo(_json({"whole": report.whole, **vars(report)}) if as_json else _verify_text(report, repair))
+    show(_verify_text(report, repair), {"whole": report.whole, **vars(report)}, as_json)
     return 0 if report.whole else 1
 
 
@@ -68,11 +64,10 @@ def _verify_text(report: VerifyReport, repair: bool) -> str:
     return "\n".join(lines)
 
 
-@click.command("diff", cls=HeadedCommand)
+@command("diff")
 @click.argument("first", type=FILE)
 @click.argument("second", type=FILE)
 @JSON
-@location_options
 def diff_command(context: Context, first: Path, second: Path, as_json: bool) -> int:
     """List the settings, taps and clips in which the stores FIRST and SECOND differ; the exit code is 1 if they do.
 
@@ -81,7 +76,7 @@ def diff_command(context: Context, first: Path, second: Path, as_json: bool) -> 
     from fercache.maintenance import verify
 
     report = verify.diff_stores(first, second)
-    click.echo(_json({"equal": report.equal, **vars(report)}) if as_json else _diff_text(report))
+    show(_diff_text(report), {"equal": report.equal, **vars(report)}, as_json)
     return 0 if report.equal else 1
 
 
@@ -107,12 +102,10 @@ def _require_local(context: Context, hint: str) -> None:
         raise InputError("gc and forget work on local features only", where=context.remote, hint=hint)
 
 
-@click.command("gc", cls=HeadedCommand)
-@config_options(DatasetConfig)
+@command("gc", DatasetConfig)
 @click.option("--all", "everything", is_flag=True, help="Include data sets that no recipe here names.")
 @click.option("--yes", is_flag=True, help="Remove without asking.")
 @JSON
-@location_options
 def gc_command(context: Context, everything: bool, yes: bool, as_json: bool, **typed: Any) -> int:
     """List stores, logits, heads and stack runs that no recipe needs, and remove them after confirmation.
 
@@ -128,12 +121,10 @@ def gc_command(context: Context, everything: bool, yes: bool, as_json: bool, **t
     dataset_of = {item: item.path.relative_to(context.cache).parts[1] for item in found}
     unreferenced = [item for item in found if everything or dataset_of[item] in live.datasets]
     others = sorted(set(dataset_of.values()) - live.datasets)
-    if as_json:
-        listed = [{"path": item.path, "clip": item.clip or None, "why": item.reason, "bytes": item.size.bytes,
-                   "files": item.size.files} for item in unreferenced]
-        click.echo(_json({"unreferenced": listed, "removed": yes, "skipped": [] if everything else others}))
-    else:
-        click.echo("\n".join(_gc_lines(context.cache, unreferenced)))
+    listed = [{"path": item.path, "clip": item.clip or None, "why": item.reason, "bytes": item.size.bytes,
+               "files": item.size.files} for item in unreferenced]
+    show("\n".join(_gc_lines(context.cache, unreferenced)),
+         {"unreferenced": listed, "removed": yes, "skipped": [] if everything else others}, as_json)
     if others and not everything:
         log.info("skipped, no recipe here names the data set: %s (use --all to include it)", ", ".join(others))
     # --json is for scripts: a question in its output could not be parsed.
@@ -165,12 +156,11 @@ def _confirmed() -> bool:
         return False
 
 
-@click.command("forget", cls=HeadedCommand)
+@command("forget")
 @click.argument("clip")
 @click.option("--name", help="Data set's folder in the cache.  [default: the one that holds the clip]")
 @click.option("--everywhere", is_flag=True, help="In every data set that holds a clip of this name.")
 @JSON
-@location_options
 def forget_command(context: Context, clip: str, name: str | None, everywhere: bool, as_json: bool) -> int:
     """Remove CLIP from every stage of the cache, then search for references to it; the exit code is 1 if one is left.
 
@@ -186,12 +176,9 @@ def forget_command(context: Context, clip: str, name: str | None, everywhere: bo
         raise InputError(f"{len(found)} data sets hold a clip {clip!r}", where=context.cache,
                          hint=f"use --everywhere, or --name with one of {', '.join(found)}")
     report = forget.forget_clip(context.cache, clip, None if everywhere or not found else found[0])
-    if as_json:
-        click.echo(_json({"clip": clip, "forgotten": not report.references, **vars(report)}))
-    else:
-        click.echo("\n".join(map(printable, [
-            *(f"removed {path}" for path in report.removed), *(f"STILL NAMED in {path}" for path in report.references),
-            f"{clip}: " + ("not forgotten" if report.references else "no reference is left")])))
+    lines = [*(f"removed {path}" for path in report.removed), *(f"STILL NAMED in {path}" for path in report.references),
+             f"{clip}: " + ("not forgotten" if report.references else "no reference is left")]
+    show("\n".join(map(printable, lines)), {"clip": clip, "forgotten": not report.references, **vars(report)}, as_json)
     # `forget` cannot edit the user's own files, so the next extraction would bring the clip back.
     log.info("remove the clip from the data set before the next extract, or it is extracted again")
     return 1 if report.references else 0
@@ -210,18 +197,12 @@ def printable(text: str) -> str:
     return safe.encode("utf-8", "backslashreplace").decode()
 
 
-def _json(value: dict[str, Any]) -> str:
-    """Return JSON text; paths and URLs become strings."""
-    return json.dumps(value, indent=1, default=lambda part: str(part) if isinstance(part, Path | Url) else vars(part))
-
-
 @click.group()
 def weights_command() -> None:
     """List, download, add or check pretrained nets."""
 
 
-@weights_command.command("list", cls=HeadedCommand)
-@location_options
+@command("list", group=weights_command)
 def weights_list(context: Context) -> int:
     """List the known weights and their paths."""
     from fercache.backbones import weights
@@ -233,14 +214,13 @@ def weights_list(context: Context) -> int:
     return 0
 
 
-@weights_command.command("pull", cls=HeadedCommand)
+@command("pull", group=weights_command)
 @click.argument("name")
-@location_options
 def weights_pull(context: Context, name: str) -> int:
     """Download the weights NAME; known ones are checked by digest and stored as safetensors."""
     from fercache.backbones import weights
 
-    click.echo(weights.download_weights(name, context.workspace.weights).path)
+    click.echo(weights.ensure_weights(name, context.workspace.weights).path)
     return 0
 
 
@@ -257,7 +237,7 @@ def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[fl
     return values if len(values) == 3 else values * 3
 
 
-@weights_command.command("add", cls=HeadedCommand)
+@command("add", group=weights_command)
 @click.argument("name")
 @click.option("--net", required=True, help="Where the net comes from: onnx:PATH, timm:NAME, hf:REPO, or a folder of "
               "those two.")
@@ -279,7 +259,6 @@ def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[fl
 @click.option("--terms", help="What it may be used for.")
 @click.option("--reference", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Vectors of the "
               "pictures of `weights check --pictures`, made by the net's own library: .npy, a row for each face.")
-@location_options
 def weights_add(context: Context, name: str, net: str, taps: str | None, reference: Path | None, **keys: Any) -> int:
     """Write a card for a net of your own, so that --weights NAME uses it with its preprocessing."""
     from fercache.backbones import weights
@@ -295,11 +274,10 @@ def weights_add(context: Context, name: str, net: str, taps: str | None, referen
     return 0
 
 
-@weights_command.command("check", cls=HeadedCommand)
+@command("check", group=weights_command)
 @click.argument("name")
 @click.option("--pictures", type=click.Path(path_type=Path, file_okay=False), help="Write the test pictures to this "
               "folder, for vectors by the net's own library.")
-@location_options
 def weights_check(context: Context, name: str, pictures: Path | None) -> int:
     """Compare a net's vectors of test pictures with those of its own library, and name a wrong preprocessing.
 
@@ -327,12 +305,10 @@ def weights_check(context: Context, name: str, pictures: Path | None) -> int:
     return 0 if result.verified else 1
 
 
-@click.command("info", cls=HeadedCommand)
-@config_options(DatasetConfig)
+@command("info", DatasetConfig)
 @STORE
 @click.option("--list", "with_clips", is_flag=True, help="List each clip and its number of frames.")
 @JSON
-@location_options
 def info_command(context: Context, store: Location | None, with_clips: bool, as_json: bool, **typed: Any) -> int:
     """Print the contents of an embedding store: clips, frames, bytes, taps, fingerprint, digest.
 
@@ -341,92 +317,69 @@ def info_command(context: Context, store: Location | None, with_clips: bool, as_
     from fercache.backbones import weights
     from fercache.config import fingerprint_of
     from fercache.extraction import job
-    from fercache.store.embedding_store import EmbeddingStore
 
     dataset = None if store else context.dataset(typed)  # a named store needs no data set
     if dataset is not None and job.current_store_or_none(context.features, dataset.name) is None:
-        return _print_cost(context, dataset, as_json)
-    path = store or job.current_store(context.features, dataset.name if dataset else "")
-    opened = EmbeddingStore.open(path)
+        from fercache.diagnostics import check
+
+        config = recipe.make_config(ExtractConfig, "extract", context.stages, {})
+        cost = check.predict_cost(dataset, config, context.cache)
+        show("\n".join([f"{dataset.name}: nothing was extracted yet", *check.cost_lines(cost),
+                        "next: `fercache extract`; `fercache check --taps ..` compares other taps"]),
+             {"store": None, "cost": cost}, as_json)
+        return 0
+    opened = open_store(context, store, dataset.name if dataset else "")
     frames = {clip: opened.manifest(clip).frames for clip in opened}
     size = opened.size()
     backbone = weights.verification_of(opened.settings, context.workspace.weights)
-    summary = {"store": str(path), **({"backbone": backbone} if backbone else {}), "clips": len(frames),
+    summary = {"store": str(opened.path), **({"backbone": backbone} if backbone else {}), "clips": len(frames),
                "frames": sum(frames.values()), "bytes": size.bytes,
                "files": size.files, "taps": {tap: list(shape) for tap, shape in opened.taps.items()},
                "bytes_a_frame": 2 * sum(prod(shape) for shape in opened.taps.values()),
                "fingerprint": fingerprint_of(opened.settings), "digest": opened.digest()}
-    if as_json:
-        click.echo(json.dumps(summary | ({"frames_of": frames} if with_clips else {}), indent=1))
-        return 0
-    _print_summary(summary)
-    for clip in frames if with_clips else ():
+    show(_summary_text(summary), summary | ({"frames_of": frames} if with_clips else {}), as_json)
+    for clip in frames if with_clips and not as_json else ():
         click.echo(printable(f"{frames[clip]:9d} {clip}"))
     return 0
 
 
-def _print_cost(context: Context, dataset: Dataset, as_json: bool) -> int:
-    from fercache.diagnostics import check
-
-    cost = check.predict_cost(dataset, recipe.make_config(ExtractConfig, "extract", context.stages, {}), context.cache)
-    if as_json:
-        click.echo(json.dumps({"store": None, "cost": asdict(cost)}, indent=1))
-    else:
-        click.echo("\n".join([f"{dataset.name}: nothing was extracted yet", *check.cost_lines(cost),
-                              "next: `fercache extract`; `fercache check --taps ..` compares other taps"]))
-    return 0
-
-
-def _print_summary(summary: dict[str, Any]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-    table.add_column("name", style="bold", no_wrap=True)
-    table.add_column("value", overflow="fold")
+def _summary_text(summary: dict[str, Any]) -> str:
+    lines = []
     for key, value in summary.items():
         text = f"{value:,}" if isinstance(value, int) else str(value)
         if key == "bytes":
-            text = f"{value:,} ({format_bytes(value)})"
+            text += f" ({format_bytes(value)})"
         elif key == "taps":
-            text = "\n".join(f"{tap} {' x '.join(map(str, shape))}" for tap, shape in value.items())
-        table.add_row(Text(key.replace("_", " ")), Text(text))  # as Text: rich would read brackets as markup
-    Console().print(table)
+            text = ", ".join(f"{tap} {' x '.join(map(str, shape))}" for tap, shape in value.items())
+        lines += textwrap.wrap(printable(text), 80, initial_indent=f"{key.replace('_', ' '):15}",
+                               subsequent_indent=" " * 15, break_on_hyphens=False)
+    return "\n".join(lines)
 
 
-@click.command("export", cls=HeadedCommand)
-@config_options(DatasetConfig)
+@command("export", DatasetConfig)
 @STORE
 @click.option("--to", type=click.Choice(("h5", "npz", "parquet")), required=True,
               help="h5 and parquet write one file, npz writes a folder.")
 @click.option("--out", type=FILE, required=True, help="File or folder to write; it must not exist.")
 @click.option("--only", type=CommaList(), default=(), help="Clips to export.  [default: all]")
 @click.option("--taps", type=CommaList(), default=(), help="Taps to export.  [default: all]")
-@location_options
 def export_command(context: Context, store: Location | None, to: str, out: Path, only: tuple[str, ...],
                    taps: tuple[str, ...], **typed: Any) -> int:
     """Write a store's features and frame tables, unchanged, as files that other tools read."""
-    from fercache.extraction import job
     from fercache.maintenance import export
-    from fercache.store.embedding_store import EmbeddingStore
 
-    path = store or job.current_store(context.features, context.dataset(typed).name)
-    log.info("%d clips, %d frames written",
-             *export.export_store(EmbeddingStore.open(path), to, out, clips=only, taps=taps))
+    opened = open_store(context, store, "" if store else context.dataset(typed).name)
+    log.info("%d clips, %d frames written", *export.export_store(opened, to, out, clips=only, taps=taps))
     click.echo(out)
     return 0
 
 
-@click.command("import", cls=HeadedCommand)
+@command("import", DatasetConfig)
 @click.argument("path", type=FILE)
 @click.option("--as", "as_", required=True, metavar="NAME",
               help="Name of the store; `train-heads --join NAME` uses it.")
 @click.option("--fps", type=click.FloatRange(1e-3, 1e6), default=30.0, show_default=True,
               help="Frames a second, if the file has no times.")
-@config_options(DatasetConfig)
-@location_options
 def import_command(context: Context, path: Path, as_: str, fps: float, **typed: Any) -> int:
     """Make a store of features from another tool, with the same frame numbers as the extracted ones.
 
@@ -440,7 +393,7 @@ def import_command(context: Context, path: Path, as_: str, fps: float, **typed: 
 
     first_frame = typed.pop("first_frame")  # of the imported table, not of the data set's labels
     dataset = context.dataset(typed, record=True)
-    report = importer.import_features(path, as_, Features(context.features).folder(dataset.name), fps=fps,
+    report = importer.import_features(path, as_, features_folder(context.features, dataset.name), fps=fps,
                                       first_frame=first_frame)
     log_issues(Issue(where=clip, message=message.removeprefix(f"{clip}: ")) for clip, message in report.failed.items())
     log.info("%d clips imported (%d frames), %d cached, %d failed", len(report.clips), report.frames,
@@ -459,11 +412,8 @@ def logits_command() -> None:
     """Import predictions of any other model as one more head of the stack."""
 
 
-@logits_command.command("import", cls=HeadedCommand)
+@command("import", DatasetConfig, LogitsConfig, group=logits_command)
 @click.argument("logits_name", metavar="NAME")
-@config_options(DatasetConfig)
-@config_options(LogitsConfig)
-@location_options
 def logits_import_command(context: Context, logits_name: str, **typed: Any) -> int:
     """Import the predictions in a table as NAME, for `fercache stack --logits NAME`.
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import fercache
-from fercache.cli.context import FILE, LOGITS_FILE, PREDS, STORE, HeadedCommand, config_options, location_options
+from fercache.cli.context import FILE, LOGITS_FILE, PREDS, STORE, command, config_options, show
 from fercache.config import FAST, DatasetConfig, ExtractConfig, StackConfig, SubmitConfig, TrainConfig
 from fercache.recipe import Context, log_issues
 from fercache.runtime.uri import Location
@@ -21,9 +21,7 @@ FAST_FLAG = click.option("--fast", is_flag=True, help="As " + " ".join(
     f"--{name.replace('_', '-')} {value}" for name, value in FAST.items()) + ". `fercache check` tells what it saves.")
 
 
-@click.command("extract", cls=HeadedCommand)
-@config_options(DatasetConfig)
-@config_options(ExtractConfig)
+@command("extract", DatasetConfig, ExtractConfig)
 @FAST_FLAG
 @click.option("--time-limit", metavar="TIME", default="", help="Stop cleanly after 3600 (seconds), 90m or 1:30:00. "
               "Run the same command again to continue.")
@@ -35,7 +33,6 @@ FAST_FLAG = click.option("--fast", is_flag=True, help="As " + " ".join(
               "or Dask (extra `dask`).  [default: here]")
 @click.option("--scheduler", metavar="ADDRESS", default="", help="Address of a running Dask scheduler, such as "
               "tcp://host:8786. Without it, --engine dask starts its workers on this machine.")
-@location_options
 def extract_command(context: Context, **typed: Any) -> int:
     """Stage one: run the face CNN once over every frame of every clip and store its features."""
     report = fercache.extract(**context.places, **typed)
@@ -50,11 +47,8 @@ def extract_command(context: Context, **typed: Any) -> int:
     return 1 if report.failures() else 0
 
 
-@click.command("train-heads", cls=HeadedCommand)
-@config_options(DatasetConfig)
-@config_options(TrainConfig)
+@command("train-heads", DatasetConfig, TrainConfig)
 @STORE
-@location_options
 def train_heads_command(context: Context, store: Location | None, **typed: Any) -> int:
     """Stage two: train every head on every fold, and store the heads and their out-of-fold logits."""
     report = fercache.train_heads(store=store, **context.places, **typed)
@@ -64,23 +58,18 @@ def train_heads_command(context: Context, store: Location | None, **typed: Any) 
     return 1 if report.missing or any(problem.is_error for problem in report.problems) else 0
 
 
-@click.command("stack", cls=HeadedCommand)
-@config_options(DatasetConfig)
-@config_options(StackConfig)
+@command("stack", DatasetConfig, StackConfig)
 @LOGITS_FILE
 @click.option("--out", type=FILE, default=Path("preds.csv"), show_default=True,
               help="File of predictions: .csv, .csv.gz or .parquet. NAME.metrics.json is written beside it.")
-@location_options
 def stack_command(context: Context, logits_file: Path | None, out: Path, **typed: Any) -> int:
     """Stage two: combine the heads' out-of-fold logits into final predictions, and print all scores."""
-    from rich.console import Console
-
-    Console().print(fercache.stack(logits_file=logits_file, out=out, **context.places, **typed))
+    show(fercache.stack(logits_file=logits_file, out=out, **context.places, **typed))
     click.echo(out)
     return 0
 
 
-@click.command("predict", cls=HeadedCommand)
+@command("predict", DatasetConfig)
 @click.argument("paths", nargs=-1, metavar="[CLIP]...", type=FILE)
 @click.option("--out", type=FILE, required=True, help="Folder for preds.csv and timelines.")
 @click.option("--heads", type=FILE,
@@ -96,35 +85,29 @@ def stack_command(context: Context, logits_file: Path | None, out: Path, **typed
 @click.option("--timelines/--no-timelines", default=True, show_default=True, help="Draw one picture per clip.")
 @click.option("--overlay/--no-overlay", default=False, show_default=True,
               help="Also write each clip with predictions drawn in; its sound is kept.")
-@config_options(DatasetConfig)
 @config_options(ExtractConfig, default="as for the heads")
 @FAST_FLAG
-@location_options
 def predict_command(context: Context, paths: tuple[Path, ...], out: Path, **typed: Any) -> int:
     """Predict new clips: CLIPs (videos, folders of crops, folders of clips) or a data set named by flags.
 
     Features are extracted with the settings that the heads were trained on. If the data set has labels, the heads and
     the stack are scored as `fercache stack` scores them.
     """
-    from rich.console import Console
-
     from fercache.data.base import Issue
 
     result = fercache.predict(*paths, out=out, **context.places, **typed)
-    Console().print(result)
+    show(result)
     log_issues(Issue(where=failed.clip, message=failed.message) for failed in result.failed)
     click.echo(out / "preds.csv")
     return 1 if result.failed else 0
 
 
-@click.command("submit", cls=HeadedCommand)
-@config_options(SubmitConfig)
+@command("submit", SubmitConfig)
 @click.option("--template", type=FILE, required=True, help="The organizers' file: the rows to fill, or the test list.")
 @PREDS
 @click.option("--out", type=FILE, required=True, help="File to write; for a test list (ABAW1 to 3) a new folder.")
 @click.option("--frames", type=FILE, help="For a test list: table clip,frames with the lengths of the videos.")
 @click.option("--videos", type=FILE, help="For a test list: folder of the videos, to read their lengths.")
-@location_options
 def submit_command(context: Context, template: Path, preds: Path, out: Path, frames: Path | None, videos: Path | None,
                    **typed: Any) -> int:
     """Write predictions in the organizers' format, with the rows of their template."""

@@ -1,14 +1,13 @@
 """Data sets: a reader for each layout, which turns folders and labels into trials (`Dataset`, `Trial`).
 
-A reader raises InputError where a folder, list or label is absent or not that of its layout.
-Open `base.py` first for what a data set is; then `clip_level.py` or `affwild2.py` for how one is read. A new data
-set is one entry in `READERS` below: the choices of `--dataset` and the recognition of folders follow from it.
+Open `base.py` first for what a data set is; then `clip_level.py` or `affwild2.py` for how one is read.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,20 +24,21 @@ DEPTH = 5  # folders down to which a layout is recognized (lists are deeper down
 
 
 class Reader(NamedTuple):
-    """One layout: the function that reads it, and the one that recognizes its folder."""
+    """One layout: the function that reads it, and one whose result is true for a folder of that layout."""
 
     read: Callable[[DatasetConfig], Dataset]
-    matches_layout: Callable[[Scan], bool]
+    matches_layout: Callable[[Scan], object]
 
 
 READERS = {
-    "affwild2": Reader(affwild2.read, affwild2.matches_layout),
+    "affwild2": Reader(affwild2.read, affwild2.find_tracks),
     "mtl": Reader(affwild2.read_mtl, affwild2.matches_mtl),
     **{spec.name: Reader(spec.read, spec.matches_layout)
        for spec in (clip_level.DFEW, clip_level.FERV39K, clip_level.MAFW, clip_level.CKPLUS, clip_level.CREMAD,
                     clip_level.RAVDESS, clip_level.AFEW)},
 }
-"""Layouts with folders of their own, in the order in which a folder is compared with them."""
+"""Layouts with folders of their own, in the order in which a folder is compared with them. A new data set is one entry
+here: the choices of `--dataset` and the recognition of folders follow from it."""
 
 PHOTO_READERS = {"fer2013": photos.read_fer2013, "photos": photos.read_photos}
 """Sets of still photos; their readers link the photos of each clip in the cache."""
@@ -48,14 +48,12 @@ DATASETS = ("demo", *READERS, *PHOTO_READERS, "table", "logits")
 
 
 def load_dataset(config: DatasetConfig, cache: Path) -> Dataset:
-    """Return the data set that `config` names, its trials sorted by name.
+    """Return the data set that `config` names, its trials sorted by name; `cache` holds the demo's clips.
 
-    `cache`: the cache folder, which holds the demo's clips. Raises InputError if there is no such data set, folder or
-    table, it is empty, it has another layout, or it has no such fold; the hint lists what is there.
-
-    Problems of single clips are in the result's `problems`; the other clips are read. No crop folder is listed to its
-    end and no video is opened: 561 trials with 2.8 million labels take about a second.
+    Problems of single clips are in the result's `problems`; the other clips are read. Raises InputError if there is no
+    such data set, folder or table, it is empty, it has another layout, or it has no such fold.
     """
+    # No crop folder is listed to its end and no video is opened: 561 trials with 2.8 million labels take a second.
     config = replace(config, dataset=config.dataset or "demo")
     if config.dataset not in DATASETS:
         raise InputError(f"dataset = {config.dataset!r} is not one of {', '.join(DATASETS)}", where="dataset",
@@ -89,10 +87,9 @@ def _read(config: DatasetConfig, cache: Path) -> Dataset:
     try:
         return READERS[config.dataset].read(config)
     except InputError as error:
-        try:
+        fits: list[str] = []
+        with suppress(InputError):  # the folder cannot be read, which is what the first error is about
             fits = _fits(scan(Path(config.root), DEPTH)) if config.root else []
-        except InputError:  # the folder cannot be read, which is what the first error is about
-            fits = []
         if not fits or config.dataset in fits:
             raise
         raise InputError(error.what, where=error.where,

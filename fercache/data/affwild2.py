@@ -5,28 +5,15 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fercache.config import DatasetConfig
-from fercache.data.base import (
-    EIGHT,
-    SEVEN,
-    SIDES,
-    UNKNOWN,
-    Dataset,
-    Issue,
-    Kind,
-    Labels,
-    Split,
-    Trial,
-    cache_name,
-    shorten_list,
-)
+from fercache.data import base
+from fercache.data.base import EIGHT, SEVEN, SIDES, UNKNOWN, Dataset, Issue, Kind, Labels, Split, Trial
 from fercache.data.clip_level import SHOWN
-from fercache.data.labels import MOST_FRAMES, read_all
+from fercache.data.labels import MOST_FRAMES, read_all, read_text, whole_number
 from fercache.data.scan import Scan, describe, scan_places
 from fercache.errors import InputError
 from fercache.media.pictures import ENDINGS
@@ -35,27 +22,9 @@ TRACKS = ("EXPR_Set", "EXPR_Classification_Challenge", "EXPR_Recognition_Challen
 SPLITS: dict[str, Split] = {"Train_Set": "train", "Validation_Set": "validation"}
 
 
-@dataclass(frozen=True)
-class ClipFiles:
-    """The clips that are read: crop folders by trial name, or videos by file stem, never both kinds."""
-
-    kind: Kind
-    by_name: dict[str, list[Path]]
-    videos: dict[str, list[Path]]  # the videos by file stem, also if crops are read: `check` compares frame counts
-
-    def candidates(self, trial: str) -> list[Path]:
-        """Return the clips that could be this trial's."""
-        return self.by_name.get(trial, []) if self.kind == "crops" else self.video_candidates(trial)
-
-    def video_candidates(self, trial: str) -> list[Path]:
-        """Return the videos that could be this trial's: those with its own name, or its parent's."""
-        return self.videos.get(trial) or self.videos.get(parent_of(trial), [])
-
-
 def read(config: DatasetConfig) -> Dataset:
     """Return the trials under the root, grouped by parent video."""
     found = scan_places(config, "affwild2")
-    problems = [problem for each in found for problem in each.problems]
     # Seven and eight classes are two challenges (ABAW1 and 2; ABAW3 and later); the files' headers decide.
     files, splits, twice = _annotations(_edition(found, config.edition))
     tests = _test_list(found)
@@ -64,39 +33,54 @@ def read(config: DatasetConfig) -> Dataset:
         raise InputError("not one annotation file can be used", where=bad[0].where,
                          hint=f"the first one: {bad[0].message}")
     trials, noted = assemble(found, labels, splits, config.source, tests)
-    return Dataset(name=cache_name("affwild2", found[0].root, config.name), layout="affwild2", classes=classes,
+    return Dataset(name=base.cache_name("affwild2", found.root, config.name), layout="affwild2", classes=classes,
                    trials=trials, metric="abaw2" if classes == SEVEN else "macro_f1",
-                   problems=(*problems, *twice, *bad, *noted))
+                   problems=(*found.problems, *twice, *bad, *noted))
 
 
-def assemble(found: list[Scan], labels: Mapping[str, Labels], splits: Mapping[str, Split], source: str,
+def assemble(found: Scan, labels: Mapping[str, Labels], splits: Mapping[str, Split], source: str,
              tests: Iterable[str] = ()) -> tuple[tuple[Trial, ...], list[Issue]]:
     """Return the trials with their clips, and an issue for each trial without exactly one clip.
 
-    Parameters
-    ----------
-    splits : splits of the annotated trials; `tests` names those of the test list.
-    source : "crops", "video", or "auto": crops if there are any.
+    `splits`: of the annotated trials; `tests`: those of the test list. `source`: "crops", "video", or "auto" (crops if
+    there are any).
     """
     wanted: dict[str, Split] = {**dict.fromkeys(tests, "test"), **splits}  # an annotated trial is never a test trial
-    clips = _clips(found, wanted, source)
+    kind, clips, videos = _clips(found, wanted, source)
     # The video of `_left` and `_right` trials has neither's name.
-    extra = [name for name in clips.by_name if name not in wanted and not (
-        clips.kind == "video" and any(f"{name}_{side}" in wanted for side in SIDES))]
-    trials, lost = _trials([*wanted, *extra], clips, splits, labels)
+    extra = [name for name in clips if name not in wanted and not (
+        kind == "video" and any(f"{name}_{side}" in wanted for side in SIDES))]
+    trials: list[Trial] = []
+    problems: list[Issue] = []
+    absent: list[str] = []
+    known = {*wanted, *extra}
+    for name in sorted(known):
+        of_trial = videos.get(name) or videos.get(parent_of(name), [])
+        paths = clips.get(name, []) if kind == "crops" else of_trial
+        if not paths and name not in splits:  # no label is lost, so one note for all of them is enough
+            absent.append(name)
+            continue
+        if len(paths) != 1:
+            what = (f"several clips have its name: {base.shorten_list(paths)}" if paths else
+                    f"no {'folder of crops' if kind == 'crops' else 'video'} has its name; it is annotated")
+            problems.append(Issue(where=name, message=what, kind="no-clip", hint="keep one of them" if paths else
+                                  "it is left out; get its clip, or remove its annotation"))
+            continue
+        # The group is the parent video: its two people are in the same scene, often in the same frames.
+        trials.append(Trial(name=name, path=paths[0], kind=kind, parent=parent_of(name), group=parent_of(name),
+                            split=splits.get(name, "test"), labels=labels.get(name), side=side_of(name, known),
+                            video=of_trial[0] if kind == "crops" and len(of_trial) == 1 else None))
     if not trials:
-        raise InputError(f"no clip belongs to the {len(wanted)} annotated trials", where=found[0].root,
-                         hint=f"put the crops (cropped_aligned/<trial>/) or the videos below it; {describe(found[0])}")
-    return tuple(trials), [*lost, *_noted(extra, "clips have no annotation and are in no test list",
-                                          "they are predicted, never trained on or scored")]
+        raise InputError(f"no clip belongs to the {len(wanted)} annotated trials", where=found.root,
+                         hint=f"put the crops (cropped_aligned/<trial>/) or the videos below it; {describe(found)}")
+    problems += base.note_about(absent, "trials of the test list have no clip", "they are left out")
+    problems += base.note_about(extra, "clips have no annotation and are in no test list", base.NOT_TRAINED)
+    return tuple(trials), problems
 
 
 def parent_of(trial: str) -> str:
     """Return the video that a trial comes from: its name without ``_left`` or ``_right``."""
-    for side in SIDES:
-        if trial.endswith(f"_{side}"):
-            return trial.removesuffix(f"_{side}")
-    return trial
+    return re.sub(rf"_({'|'.join(SIDES)})\Z", "", trial)
 
 
 def side_of(trial: str, names: Iterable[str]) -> str:
@@ -109,28 +93,23 @@ def side_of(trial: str, names: Iterable[str]) -> str:
     return ""
 
 
-def matches_layout(found: Scan) -> bool:
-    """Return whether a folder holds an annotation folder of the expression track."""
-    return bool(_tracks(found))
-
-
-def _tracks(found: Scan) -> list[Path]:
+def find_tracks(found: Scan) -> list[Path]:
     """Return the folders with Train_Set or Validation_Set of an expression track; editions differ in their names."""
     parents = {path.parent for path in found.folders if path.name in SPLITS}
-    return sorted(path for path in parents if "expr" in path.name.casefold() or path == found.root)
+    return sorted(path for path in parents if "expr" in path.name.casefold() or path in (found.root, *found.more))
 
 
-def _edition(found: list[Scan], edition: str) -> Path:
+def _edition(found: Scan, edition: str) -> Path:
     """Return the one annotation folder to use."""
-    tracks = sorted({track for each in found for track in _tracks(each)})
+    tracks = find_tracks(found)
     if not tracks:
-        raise InputError("no annotations of Aff-Wild2's expression track", where=found[0].root, hint=(
+        raise InputError("no annotations of Aff-Wild2's expression track", where=found.root, hint=(
             f"expected: {' or '.join(TRACKS)} with Train_Set and Validation_Set, at most 4 folders down; "
-            f"{describe(found[0])}. For other data use a table: --clips TABLE"))
+            f"{describe(found)}. For other data use a table: --clips TABLE"))
     chosen = [track for track in tracks if edition.casefold() in str(track).casefold()]
     if len(chosen) != 1:
         what = f"none of the annotation folders has {edition!r} in its path" if not chosen else "several editions"
-        raise InputError(f"{what}: {shorten_list(tracks)}", where=found[0].root,
+        raise InputError(f"{what}: {base.shorten_list(tracks)}", where=found.root,
                          hint="choose one with --edition and a part of its path")
     return chosen[0]
 
@@ -150,69 +129,34 @@ def _annotations(track: Path) -> tuple[dict[str, Path], dict[str, Split], list[I
     return files, splits, problems
 
 
-def _test_list(found: list[Scan]) -> list[str]:
+def _test_list(found: Scan) -> list[str]:
     """Return the trials of the organizers' test list: one a line, no header."""
-    lists = sorted({path for each in found for path in each.texts if "test_set" in path.name.casefold()})
+    lists = [path for path in found.texts if "test_set" in path.name.casefold()]
     names: dict[str, None] = {}
     for path in [path for path in lists if "expr" in path.name.casefold()] or lists:
-        try:
-            # A name that is not UTF-8 matches no clip, which is reported; the other names remain usable.
-            lines = path.read_text("utf-8-sig", errors="replace").split("\n")
-        except OSError as error:
-            raise InputError(f"the test list cannot be read ({error.strerror})", where=path,
-                             hint="check its permissions") from error
+        # A name that is not UTF-8 matches no clip, which is reported; the other names remain usable.
+        lines = read_text(path, errors="replace").split("\n")
         names |= dict.fromkeys(line.strip() for line in lines if line.strip())
     return list(names)
 
 
-def _clips(found: list[Scan], wanted: Mapping[str, object], source: str) -> ClipFiles:
-    """Return the crops, aligned or not, that cover most trials; the videos if there are no crops or `source` asks."""
+def _clips(found: Scan, wanted: Mapping[str, object], source: str
+           ) -> tuple[Kind, dict[str, list[Path]], dict[str, list[Path]]]:
+    """Return the kind of the clips to read, these clips by name, and all videos by file stem."""
     # One kind only: features of two crop policies in one store cost nearly half of the score (.384 to .214, ABAW3).
+    # So those crops, aligned or not, that cover most trials; the videos if there are no crops or `source` asks.
     crops: dict[bool, dict[str, list[Path]]] = {True: defaultdict(list), False: defaultdict(list)}
-    for path, parent in sorted({(path, path.parent.relative_to(each.root)) for each in found for path in each.crops
-                                if path != each.root}):
-        crops["aligned" in str(parent).casefold()][path.name].append(path)
+    for path in found.crops:
+        if (below := found.below(path)).name:  # "" for a folder that is a clip itself
+            crops["aligned" in str(below.parent).casefold()][path.name].append(path)
     aligned = max((True, False), key=lambda kind: sum(name in wanted for name in crops[kind]))
     videos: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted({path for each in found for path in each.videos}):
+    for path in found.videos:
         videos[path.stem].append(path)
     has_crops = any(name in wanted for name in crops[aligned]) or not videos
     if source == "crops" or (has_crops and source == "auto"):
-        return ClipFiles("crops", dict(crops[aligned]), dict(videos))
-    return ClipFiles("video", dict(videos), dict(videos))
-
-
-def _trials(names: Iterable[str], clips: ClipFiles, splits: Mapping[str, Split], labels: Mapping[str, Labels]
-            ) -> tuple[list[Trial], list[Issue]]:
-    """Return the trials that have exactly one clip, and an issue for each of the others."""
-    trials: list[Trial] = []
-    problems: list[Issue] = []
-    absent: list[str] = []
-    known = set(names)
-    for name in sorted(known):
-        paths = clips.candidates(name)
-        if not paths and name not in splits:  # no label is lost, so one note for all of them is enough
-            absent.append(name)
-            continue
-        if len(paths) != 1:
-            what = (f"several clips have its name: {shorten_list(paths)}" if paths else
-                    f"no {'folder of crops' if clips.kind == 'crops' else 'video'} has its name; it is annotated")
-            problems.append(Issue(where=name, message=what, kind="no-clip", hint="keep one of them" if paths else
-                                  "it is left out; get its clip, or remove its annotation"))
-            continue
-        # The group is the parent video: its two people are in the same scene, often in the same frames.
-        videos = clips.video_candidates(name) if clips.kind == "crops" else []
-        trials.append(Trial(name=name, path=paths[0], kind=clips.kind, parent=parent_of(name), group=parent_of(name),
-                            split=splits.get(name, "test"), labels=labels.get(name), side=side_of(name, known),
-                            video=videos[0] if len(videos) == 1 else None))
-    return trials, [*problems, *_noted(absent, "trials of the test list have no clip", "they are left out")]
-
-
-def _noted(names: Iterable[str], what: str, hint: str) -> list[Issue]:
-    """Return one note about all these trials, or none without trials."""
-    listed = sorted(names)
-    note = Issue(where=shorten_list(listed), message=f"{len(listed)} {what}", hint=hint, severity="note")
-    return [note] if listed else []
+        return "crops", crops[aligned], videos
+    return "video", videos, videos
 
 
 # The multi-task table (ABAW's MTL challenge): one row a picture, the expression one of its columns.
@@ -237,7 +181,7 @@ def matches_mtl(found: Scan) -> bool:
 def read_mtl(config: DatasetConfig) -> Dataset:
     """Return the trials that the tables name, grouped by parent video."""
     found = scan_places(config, "mtl")
-    problems = [problem for each in found for problem in each.problems]
+    problems = found.problems
     labels: dict[str, Labels] = {}
     splits: dict[str, Split] = {}
     for split, path in _mtl_tables(found, config.edition).items():
@@ -247,8 +191,8 @@ def read_mtl(config: DatasetConfig) -> Dataset:
         labels = rows | labels  # the training table comes first and wins: its trials must not count as unseen
         splits = dict.fromkeys(rows, split) | splits
     trials, noted = assemble(found, labels, splits, config.source)
-    return Dataset(name=cache_name("mtl", found[0].root, config.name), layout="mtl", classes=EIGHT, metric="macro_f1",
-                   trials=trials, problems=(*problems, *noted))
+    return Dataset(name=base.cache_name("mtl", found.root, config.name), layout="mtl", classes=EIGHT,
+                   trials=trials, metric="macro_f1", problems=(*problems, *noted))
 
 
 def _is_mtl_table(path: Path) -> bool:
@@ -262,20 +206,19 @@ def _is_mtl_table(path: Path) -> bool:
     return tuple(name.strip().casefold() for name in first.split(","))[: len(MTL_HEADER)] == MTL_HEADER
 
 
-def _mtl_tables(found: Iterable[Scan], edition: str) -> dict[Split, Path]:
+def _mtl_tables(found: Scan, edition: str) -> dict[Split, Path]:
     """Return split to table, the training one first."""
-    every = list(found)
     tables: dict[Split, list[Path]] = defaultdict(list)
-    for path in sorted({path for each in every for path in (*each.texts, *each.tables) if _is_mtl_table(path)}):
-        if edition.casefold() in str(path).casefold():
+    for path in (*found.texts, *found.tables):
+        if _is_mtl_table(path) and edition.casefold() in str(path).casefold():
             tables["train" if path.name.casefold().startswith("train") else "validation"].append(path)
     if not tables:
-        raise InputError("no tables of the multi-task track", where=every[0].root, hint=(
+        raise InputError("no tables of the multi-task track", where=found.root, hint=(
             f"expected is MTL_Challenge/train_set.txt with the header image,valence,arousal,expression,aus; "
-            f"{describe(every[0])}"))
+            f"{describe(found)}"))
     for paths in tables.values():
         if len(paths) > 1:
-            raise InputError(f"several tables: {shorten_list(paths)}", where=every[0].root,
+            raise InputError(f"several tables: {base.shorten_list(paths)}", where=found.root,
                              hint="choose with --edition and a part of the path")
     return {split: paths[0] for split, paths in sorted(tables.items())}
 
@@ -295,9 +238,10 @@ def _mtl_rows(path: Path) -> tuple[dict[str, Labels], list[Issue]]:
             if not text.strip():
                 continue
             trial = match["trial"] if match else fields[0].strip()[: SHOWN]
-            label = _mtl_label(fields[MTL_COLUMN]) if len(fields) > MTL_COLUMN else None
+            label = whole_number(fields[MTL_COLUMN]) if len(fields) > MTL_COLUMN else None
             frame = int(match["frame"]) if match else 0
-            if label is None or not 0 < frame <= MOST_FRAMES or rows[trial].setdefault(frame, label) != label:
+            if (label is None or not UNKNOWN <= label < len(EIGHT) or not 0 < frame <= MOST_FRAMES
+                    or rows[trial].setdefault(frame, label) != label):
                 wrong.setdefault(trial, f"its labels were dropped: line {line} is {text.strip()[: SHOWN]!r}")
     problems = [Issue(where=trial, message=what, hint=f"correct {path}") for trial, what in sorted(wrong.items())]
     labels: dict[str, Labels] = {}
@@ -306,9 +250,3 @@ def _mtl_rows(path: Path) -> tuple[dict[str, Labels], list[Issue]]:
         labels[trial] = np.full(max(known, default=0), UNKNOWN, np.int16)
         labels[trial][np.array(list(known), np.int64) - 1] = list(known.values())
     return labels, problems
-
-
-def _mtl_label(word: str) -> int | None:
-    """Return a label, None if it is malformed; tables that pandas wrote have ``4.0``."""
-    match = re.fullmatch(r"(-?[0-9]{1,2})(\.0)?", word.strip())
-    return int(match[1]) if match and UNKNOWN <= int(match[1]) < len(EIGHT) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ Labels = NDArray[np.int16]
 UNKNOWN = -1
 SEVEN = ("Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise")
 EIGHT = (*SEVEN, "Other")
-
+NOT_TRAINED = "they are predicted, never trained on or scored"  # hint about clips without labels
 
 Severity = Literal["ok", "skipped", "note", "warning", "error"]
 
@@ -128,6 +129,23 @@ class Dataset:
         return state.hexdigest()
 
 
+def in_several(pairs: Iterable[tuple[str, str | int]]) -> dict[str, list[str]]:
+    """Return name -> its splits (or folds), for each group (or clip) that is in several of them."""
+    places: defaultdict[str, set[Any]] = defaultdict(set)
+    for name, place in pairs:
+        places[name].add(place)
+    return {name: [str(place) for place in sorted(found)] for name, found in sorted(places.items()) if len(found) > 1}
+
+
+def groups_by_class(trials: Iterable[Trial]) -> dict[int, set[str]]:
+    """Return class -> the groups of the trials with a label of it, in the order of the classes."""
+    groups: defaultdict[int, set[str]] = defaultdict(set)
+    for trial in trials:
+        for code in np.unique(trial.frame_labels(1)).tolist():
+            groups[code].add(trial.group)
+    return {code: groups[code] for code in sorted(groups) if code != UNKNOWN}
+
+
 def cache_name(layout: str, path: Path, chosen: str = "") -> str:
     """Return the folder name of a data set in the cache: `chosen`, or one made from the layout and the path."""
     if chosen:
@@ -146,6 +164,19 @@ def shorten_list(names: Iterable[object], most: int = 5) -> str:
     texts = [str(name) for name in names]
     more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
+
+
+def note_about(names: Iterable[str], what: str, hint: str) -> list[Issue]:
+    """Return one note about all these trials, or none without trials."""
+    listed = sorted(names)
+    note = Issue(where=shorten_list(listed), message=f"{len(listed)} {what}", hint=hint, severity="note")
+    return [note] if listed else []
+
+
+def dropped_label(clip: str, label: str, classes: Iterable[str], place: object) -> Issue:
+    """Return the issue for a clip whose label, in `place`, is not a class of the set."""
+    return Issue(where=clip, message=f"its label was dropped: {label[:60]!r} is none of {shorten_list(classes, 12)}",
+                 hint=f"correct {place}; until then the clip is predicted without a label")
 
 
 MAX_ALIKE = 10  # issues that differ in names, paths and numbers only are merged if there are more of them
@@ -183,11 +214,8 @@ def group_issues(issues: Iterable[Issue]) -> list[Issue]:
 
 def printable(name: str) -> bool:
     """Return whether a file's name is valid text (Linux allows any bytes; tables and stores do not)."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # Python decodes such bytes of a file name to lone surrogates
-        return False
-    return True
+    # Python decodes other bytes of a file name to lone surrogates, which no encoding has.
+    return name.encode(errors="ignore").decode() == name
 
 
 # Trials in a store: a clip as it is, or one trial for each person of it.
@@ -279,20 +307,6 @@ def ranges_of(numbers: NDArray[np.int64]) -> IndexRanges:
     return np.column_stack([ordered[np.r_[0, breaks + 1]], ordered[np.r_[breaks, len(ordered) - 1]]])
 
 
-def count_frames(runs: IndexRanges) -> int:
-    """Return how many numbers are in the runs."""
-    return int((runs[:, 1] - runs[:, 0] + 1).sum())
-
-
-def present_frames(runs: IndexRanges, rows: int) -> NDArray[np.bool_]:
-    """Return (rows,) bool: whether number i + 1 is in the runs."""
-    steps = np.zeros(rows + 1, np.int64)  # +1 where a run begins, -1 after its end; the sum is 1 inside of runs
-    inside = runs[runs[:, 0] <= rows]
-    np.add.at(steps, inside[:, 0] - 1, 1)
-    np.add.at(steps, np.minimum(inside[:, 1], rows), -1)
-    return np.cumsum(steps)[:rows] > 0
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrameTable:
     """The rows of one trial: crops, video frames and annotation lines are matched by their number.
@@ -320,7 +334,7 @@ class FrameTable:
     @property
     def pictures(self) -> int:
         """How many frames have a picture: crops, or the frames in the video's header."""
-        return self.video if self.crops is None else count_frames(self.crops)
+        return self.video if self.crops is None else int((self.crops[:, 1] - self.crops[:, 0] + 1).sum())
 
     @property
     def rows(self) -> int:
@@ -336,7 +350,9 @@ class FrameTable:
         """Return the number of rows without a crop, and how many of these are labelled; (0, 0) for a video."""
         if self.crops is None:
             return 0, 0
-        bare = ~present_frames(self.crops, self.rows)
+        bare = np.ones(self.rows, bool)
+        for first, last in self.crops:
+            bare[first - 1:last] = False
         return int(bare.sum()), int((bare & (self.trial.frame_labels(self.rows) >= 0)).sum())
 
     def labelled(self) -> NDArray[np.int64]:

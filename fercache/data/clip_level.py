@@ -1,6 +1,6 @@
-"""The data sets with one label a clip, as specifications of where a set's labels are and how its clips are named.
+"""The data sets with one label a clip: each is an instance of a subclass of `ClipLevelSet`.
 
-Each set is one instance of a subclass of `ClipLevelSet`; the subclasses differ in where the labels are.
+The subclasses differ in where the labels are. docs/guide/data-sets.md has the files, classes and splits of each set.
 """
 
 from __future__ import annotations
@@ -8,19 +8,19 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from fercache.config import DatasetConfig
-from fercache.data.base import UNKNOWN, Dataset, Issue, Kind, Split, Trial, cache_name, shorten_list
-from fercache.data.labels import SETS, canonical_class_name, index_by_name, whole_number
+from fercache.data import base
+from fercache.data.base import UNKNOWN, Dataset, Issue, Kind, Split, Trial
+from fercache.data.labels import SETS, canonical_class_name, index_by_name, read_text, whole_number
 from fercache.data.scan import Scan, describe, scan_places
 from fercache.errors import InputError
 
 DEPTH = 6  # folders down to which a set's clips are searched (archives unpack into a folder of their own)
-LIMIT_BYTES = 64 << 20
 SHOWN = 60
 SPLITS: tuple[Split, ...] = ("train", "test")
 SPELLINGS = {"joy": "happiness", "calmness": "calm"}
@@ -55,14 +55,6 @@ class Listing(NamedTuple):
     notice: str = ""
 
 
-class ListLine(NamedTuple):
-    """A line of a list: clip and label as text, and the number of frames in the line (0 for none)."""
-
-    clip: str
-    label: str
-    stated: int = 0
-
-
 @dataclass
 class FolderVersion:
     """One version of a set's clips: crops of one policy, or videos."""
@@ -92,69 +84,68 @@ class ClipLevelSet(ABC):
         """Return whether a folder holds this set."""
 
     @abstractmethod
-    def list_clips(self, found: Sequence[Scan], config: DatasetConfig) -> Listing:
+    def list_clips(self, found: Scan, config: DatasetConfig) -> Listing:
         """Return the clips of the set with their labels, splits and groups."""
 
     def read(self, config: DatasetConfig) -> Dataset:
         """Return the data set: one trial for each listed clip that exists exactly once."""
         found = scan_places(config, self.name, DEPTH)
         # --clips chooses one of several versions below --root; the lists there are still read.
-        for each in found:
-            if config.clips and each.root != Path(config.clips):
-                each.crops.clear()
-                each.videos.clear()
+        for paths in (found.crops, found.videos):
+            paths[:] = [path for path in paths if not config.clips or path.is_relative_to(config.clips)]
         listing = self.list_clips(found, config)
         wanted = {entry.name: entry for entry in listing.entries}
-        problems = [problem for each in found for problem in each.problems]
+        problems = found.problems
         versions = find_versions(found, self.key)
         # Without any clip an empty version makes each listed clip an issue, and the error below names the folder.
         version = choose_version(versions, wanted, config.source) if versions else FolderVersion("", "video")
-        trials, lost = _trials(wanted, version)
+        trials: list[Trial] = []
+        lost: list[Issue] = []
+        for name, entry in sorted(wanted.items()):
+            paths = version.clips.get(name, [])
+            if len(paths) != 1:
+                what = (f"several clips have its name: {base.shorten_list(paths)}" if paths else
+                        "listed, but it has no clip")
+                lost.append(Issue(where=name, message=what, kind="no-clip",
+                                  hint="it is left out; get its clip, or keep one of them"))
+                continue
+            # A set that names no film and no person has each clip as a group of its own, which its notice points out.
+            trials.append(Trial(name=name, path=paths[0], kind=version.kind, parent=name, group=entry.group or name,
+                                split=entry.split, subject=entry.subject, clip_label=entry.label, fold=entry.fold,
+                                stated=entry.stated))
         if not trials:
-            raise InputError(f"none of the {len(wanted)} clips of {self.name} exists", where=found[0].root,
-                             hint=f"put the clips below it, or give --clips DIR; {describe(found[0])}")
-        extra = sorted(set(version.clips) - set(wanted) - set(listing.ignored))
-        if extra:
-            problems.append(Issue(where=shorten_list(extra), message=f"{len(extra)} clips are in no list",
-                                  hint="they are left out", severity="note"))
+            raise InputError(f"none of the {len(wanted)} clips of {self.name} exists", where=found.root,
+                             hint=f"put the clips below it, or give --clips DIR; {describe(found)}")
+        problems += base.note_about(set(version.clips) - set(wanted) - set(listing.ignored), "clips are in no list",
+                                    "they are left out")
         others = [f"{other.name or '.'} ({other.covers(wanted)} {other.kind})" for other in versions
                   if other is not version and other.covers(wanted)]
         if others:
             problems.append(Issue(where=version.name or ".", severity="note",
                                   hint="choose with --source crops or --source video, or --clips DIR",
                                   message=f"read as {version.kind} ({version.covers(wanted)} of {len(wanted)} clips); "
-                                          f"also there, unused: {shorten_list(others)}"))
-        return Dataset(name=cache_name(self.name, found[0].root, config.name), layout=self.name, classes=self.classes,
-                       metric=self.metric, trials=tuple(trials), folds=listing.folds, fold=listing.fold,
-                       notice=listing.notice, whole_frames=self.whole_frames and version.kind == "crops",
-                       problems=(*problems, *listing.problems, *lost))
+                                          f"also there, unused: {base.shorten_list(others)}"))
+        return Dataset(name=base.cache_name(self.name, found.root, config.name), layout=self.name,
+                       classes=self.classes, metric=self.metric, trials=tuple(trials), folds=listing.folds,
+                       fold=listing.fold, notice=listing.notice, problems=(*problems, *listing.problems, *lost),
+                       whole_frames=self.whole_frames and version.kind == "crops")
 
-    def labels_missing(self, what: str, found: Sequence[Scan]) -> InputError:
+    def labels_missing(self, what: str, found: Scan) -> InputError:
         """Return the error for a folder without this set's labels."""
-        return InputError(f"{what} of {self.name}", where=found[0].root,
-                          hint=f"expected: {self.expected}; {describe(found[0])}")
-
-    def wrong_label(self, clip: str, label: str, where: Path) -> Issue:
-        """Return the issue for a clip whose label is not a class of the set."""
-        return Issue(where=clip, message=f"its label was dropped: {label[:SHOWN]!r} is none of "
-                                        f"{shorten_list(self.classes, 12)}",
-                     hint=f"correct {where}; until then the clip is predicted without a label")
+        return InputError(f"{what} of {self.name}", where=found.root,
+                          hint=f"expected: {self.expected}; {describe(found)}")
 
 
 # Shared by all sets: versions of the clips, names, labels.
 
 
-def find_versions(found: Iterable[Scan], key: Key) -> list[FolderVersion]:
+def find_versions(found: Scan, key: Key) -> list[FolderVersion]:
     """Return the versions of a set's clips, sorted by name."""
     versions: dict[tuple[str, Kind], FolderVersion] = {}
-    for each in found:
-        for path, kind in each.clips():
-            keyed = key(path.relative_to(each.root)) if path != each.root else None
-            if keyed is None:
-                continue
-            paths = versions.setdefault((keyed[0], kind), FolderVersion(keyed[0], kind)).clips[keyed[1]]
-            if path not in paths:  # --root and --clips may overlap
-                paths.append(path)
+    for path, kind in found.clips():
+        if (below := found.below(path)).name and (keyed := key(below)):  # no name: the folder itself is a clip
+            version = versions.setdefault((keyed[0], kind), FolderVersion(keyed[0], kind))
+            version.clips[keyed[1]].append(path)
     return [versions[name] for name in sorted(versions)]
 
 
@@ -171,23 +162,6 @@ def choose_version(versions: Sequence[FolderVersion], wanted: Collection[str], s
     return min([version for version in versions if source in ("auto", version.kind)] or versions, key=rank)
 
 
-def _trials(wanted: Mapping[str, ClipEntry], version: FolderVersion) -> tuple[list[Trial], list[Issue]]:
-    """Return a trial for each entry with exactly one clip, and an issue for each other entry."""
-    trials, lost = [], []
-    for name, entry in sorted(wanted.items()):
-        paths = version.clips.get(name, [])
-        if len(paths) != 1:
-            what = (f"several clips have its name: {shorten_list(paths)}" if paths else "listed, but it has no clip")
-            lost.append(Issue(where=name, message=what, kind="no-clip",
-                              hint="it is left out; get its clip, or keep one of them"))
-            continue
-        # A set that names no film and no person has each clip as a group of its own, which its notice points out.
-        trials.append(Trial(name=name, path=paths[0], kind=version.kind, parent=name, group=entry.group or name,
-                            split=entry.split, subject=entry.subject, clip_label=entry.label, fold=entry.fold,
-                            stated=entry.stated))
-    return trials, lost
-
-
 def stem_of(path: PurePath) -> str:
     """Return a clip's name without any ending."""
     return path.name.partition(".")[0]
@@ -196,10 +170,8 @@ def stem_of(path: PurePath) -> str:
 def stem_key(pattern: str, *, without: str = "", digits: int = 0) -> Key:
     """Return the key of a set whose clips are files or folders with a name of one pattern.
 
-    Parameters
-    ----------
-    without : regular expression of folders that only divide a version into parts and do not belong to its name.
-    digits : length to which numbers are padded with zeros, 0 for no padding.
+    `without`: regular expression of folders that only divide a version into parts and do not belong to its name.
+    `digits`: length to which numbers are padded with zeros, 0 for no padding.
     """
     def key(path: PurePath) -> tuple[str, str] | None:
         stem = stem_of(path)
@@ -223,30 +195,28 @@ def code_of(label: str, classes: Sequence[str], first: int = 0) -> int | None:
 # Sets with lists: a training and a test list, of one split or of each published fold.
 
 
-def read_list(path: Path) -> list[ListLine]:
-    """Return the lines of a list: ``clip,label``, ``clip label`` or ``clip frames label``, with or without a header."""
-    # The first line is a header if its last field is "label", "emotion" or "annotation".
-    try:
-        if path.stat().st_size > LIMIT_BYTES:
-            raise InputError(f"larger than {LIMIT_BYTES >> 20} MB", where=path, hint="this is not a list of clips")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the list cannot be read ({getattr(error, 'strerror', None) or error})", where=path,
-                         hint="check its permissions, or download it again") from error
-    found = [_parse_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    return found[1:] if found and found[0].label.casefold() in ("label", "labels", "emotion", "annotation") else found
+def read_list(path: Path) -> list[tuple[str, str, int]]:
+    """Return clip, label and number of frames (0 for none) in each line of a list, with or without a header.
 
-
-def _parse_line(path: Path, number: int, line: str) -> ListLine:
-    delimiter = next((one for one in ",;" if one in line), "")
-    parts = line.split(delimiter) if delimiter else line.rsplit(None, 2)  # from the end: paths may hold blanks
-    if len(parts) == 3 and (delimiter or not (parts[1].isascii() and parts[1].isdigit())):
-        parts = [] if delimiter else line.rsplit(None, 1)
-    parts = [part.strip() for part in parts]
-    if len(parts) not in (2, 3) or not parts[0]:
-        raise InputError(f"line {number} is {line[:SHOWN]!r}, not a clip and a label", where=path,
-                         hint="download the list again")
-    return ListLine(parts[0], parts[-1], int(parts[1][:9]) if len(parts) == 3 else 0)
+    A line is ``clip,label``, ``clip label`` or ``clip frames label``.
+    """
+    found: list[tuple[str, str, int]] = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        delimiter = next((one for one in ",;" if one in line), None)
+        parts = [part.strip() for part in line.rsplit(delimiter, 2)]  # from the end: paths may hold blanks
+        frames = "0"
+        if len(parts) == 3 and not delimiter:
+            if parts[1].isascii() and parts[1].isdigit():
+                frames = parts.pop(1)
+            else:
+                parts = line.strip().rsplit(None, 1)
+        if len(parts) == 2 and parts[0]:
+            found.append((parts[0], parts[1], int(frames[:9])))
+        elif parts:
+            raise InputError(f"line {number} is {line[:SHOWN]!r}, not a clip and a label", where=path,
+                             hint="download the list again")
+    # The first line is a header if its last field is one of these words.
+    return found[1:] if found and found[0][1].casefold() in ("label", "labels", "emotion", "annotation") else found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,9 +232,9 @@ class ListedSet(ClipLevelSet):
     digits: int = 0
 
     def matches_layout(self, found: Scan) -> bool:
-        return any(self._lists([found], pattern, "") for pattern in (self.official, self.common))
+        return any(self._lists(found, pattern, "") for pattern in (self.official, self.common))
 
-    def list_clips(self, found: Sequence[Scan], config: DatasetConfig) -> Listing:
+    def list_clips(self, found: Scan, config: DatasetConfig) -> Listing:
         lists, first = self._lists(found, self.official, config.edition), self.first
         if not lists:
             lists, first = self._lists(found, self.common, config.edition), 0
@@ -278,20 +248,21 @@ class ListedSet(ClipLevelSet):
                              hint=f"--fold is one of {', '.join(map(str, numbers))}")
         fold = fold if published else 0
         # The lists of all folds are read, because a clip's own fold is the one whose test list holds it.
-        rows = {key: [(self._name_of(line.clip), line) for line in read_list(path)] for key, path in lists.items()}
+        rows = {key: [(self._name_of(clip), label, stated) for clip, label, stated in read_list(path)]
+                for key, path in lists.items()}
         test_fold = {name: number for (number, split), named in sorted(rows.items()) if split == "test" and number
-                     for name, _ in named}
+                     for name, *_ in named}
         entries: dict[str, ClipEntry] = {}
         problems: list[Issue] = []
         for split in SPLITS:
             if (fold, split) in lists:
                 path, new = lists[fold, split], {}
-                for name, line in rows[fold, split]:
-                    code = code_of(line.label, self.classes, first)
+                for name, label, stated in rows[fold, split]:
+                    code = code_of(label, self.classes, first)
                     if code is None:  # the clip stays, without a label: its features may be wanted
-                        problems.append(self.wrong_label(name, line.label, path))
+                        problems.append(base.dropped_label(name, label, self.classes, path))
                     new[name] = ClipEntry(name=name, label=UNKNOWN if code is None else code, split=split,
-                                          stated=line.stated, fold=test_fold.get(name, 0))
+                                          stated=stated, fold=test_fold.get(name, 0))
                 problems += [Issue(where=name, message="in the training list and in the test list",
                                    hint=f"it is used for training only; correct {path}")
                              for name in new if name in entries]
@@ -305,24 +276,22 @@ class ListedSet(ClipLevelSet):
                        notice=self.name + ": " + which + "the set does not name the film, video or person of a clip, "
                        "so folds by group are folds by clip")
 
-    def _lists(self, found: Iterable[Scan], pattern: re.Pattern[str] | None, edition: str
-               ) -> dict[tuple[int, Split], Path]:
+    def _lists(self, found: Scan, pattern: re.Pattern[str] | None, edition: str) -> dict[tuple[int, Split], Path]:
         """Return (fold, split) -> list; of several lists of a published fold, the first in alphabetical order."""
         lists: dict[tuple[int, Split], Path] = {}
-        for each in found if pattern is not None else ():
-            for path in sorted((*each.texts, *each.tables)):
-                below = path.relative_to(each.root).as_posix()
-                match = pattern.search(f"/{below}") if pattern is not None else None
-                # Published folds are in folders below the root, whose own name must not select all of them.
-                searched = below if pattern is not None and "fold" in pattern.groupindex else str(path)
-                if match is None or edition.casefold() not in searched.casefold():
-                    continue
-                split: Split = "train" if match["split"].casefold() == "train" else "test"
-                number = int(match.groupdict().get("fold") or 0)
-                other = lists.setdefault((number, split), path)
-                if other != path and not number:
-                    raise InputError(f"several lists: {shorten_list((other, path))}", where=each.root,
-                                     hint="choose with --edition and a part of the path")
+        for path in sorted((*found.texts, *found.tables)):
+            below = found.below(path).as_posix()
+            if pattern is None or not (match := pattern.search(f"/{below}")):
+                continue
+            # Published folds are in folders below the root, whose own name must not select all of them.
+            if edition.casefold() not in (below if "fold" in pattern.groupindex else str(path)).casefold():
+                continue
+            split: Split = "train" if match["split"].casefold() == "train" else "test"
+            number = int(match.groupdict().get("fold") or 0)
+            other = lists.setdefault((number, split), path)
+            if other != path and not number:
+                raise InputError(f"several lists: {base.shorten_list((other, path))}", where=found.root,
+                                 hint="choose with --edition and a part of the path")
         return lists
 
     def _name_of(self, clip: str) -> str:
@@ -339,23 +308,16 @@ DFEW = ListedSet(
     official=re.compile(r"/(?P<split>train|test)(\(single-labell?ed\))?/((train|test)_)?set_(?P<fold>\d)\.csv$", re.I),
     common=re.compile(r"/DFEW_set_(?P<fold>\d)_(?P<split>train|test)\w*\.txt$", re.I),
     expected="EmoLabel_DataSplit/train(single-labeled)/set_1.csv and test(single-labeled)/set_1.csv")
-"""DFEW: 11,697 single-labelled film clips, seven classes, five published folds.
-
-Lists: ``EmoLabel_DataSplit/{train,test}(single-labeled)/set_{1..5}.csv`` (columns video_name, label 1 to 7), also seen
-as ``train_set_1.csv`` and without "(single-labeled)"; and participants' ``DFEW_set_1_train.txt``. Clips: folders or
-videos named by number, in pieces (``clip_224x224_part_1``) or not."""
+"""DFEW: 11,697 single-labelled film clips. Its lists are also seen as ``train_set_1.csv``, its clips in pieces
+(``clip_224x224_part_1``)."""
 
 MAFW = ListedSet(
     name="mafw", classes=SETS["mafw"], first=1, key=stem_key(r"\d{4,6}"),
     official=re.compile(r"^(?!.*(with_caption|compound|multi)).*/set_(?P<fold>\d)/(?P<split>train|test)\.txt$", re.I),
     common=re.compile(r"/MAFW_set_(?P<fold>\d)_(?P<split>train|test)\w*\.txt$", re.I),
     expected="Train & Test Set/single/no_caption/set_1/train.txt and test.txt, or MAFW_set_1_train.txt")
-"""MAFW: 9,172 single-labelled clips, eleven classes, five published folds.
-
-Lists: ``Train & Test Set/single/no_caption/set_{1..5}/{train,test}.txt`` with lines ``00001.mp4 anger``; and
-participants' ``MAFW_set_1_train.txt``, whose frame counts do not match the files: `check` compares them, nothing else
-uses them. The lists with captions and with compound labels are not read. The classes are in the order of the set's
-columns, as in three participants' repositories."""
+"""MAFW: 9,172 single-labelled clips. Frame counts in participants' lists do not match the files: `check` compares
+them, nothing else uses them. The lists with captions and with compound labels are not read."""
 
 
 def _ferv39k_key(path: PurePath) -> tuple[str, str] | None:
@@ -369,11 +331,7 @@ FERV39K = ListedSet(
     name="ferv39k", classes=SETS["ferv39k"], key=_ferv39k_key, parts=3,
     official=re.compile(r"/(?P<split>train|test)_All\.csv$", re.I),
     expected="4_setups/All_scenes/train_All.csv and test_All.csv")
-"""FERV39k: 38,935 clips of 22 scenes, seven classes, one published split.
-
-Lists: ``4_setups/All_scenes/{train,test}_All.csv``, separated by a blank, no header: ``Action/Happy/0267 Happy``
-(31,088 and 7,847 lines). Labels are words, so the lists define no order of classes; it is alphabetical, as in most
-loaders. Clips: ``2_ClipsforFaceCrop/<Scene>/<Label>/<clip>/`` with pictures, or videos of that path."""
+"""FERV39k: 38,935 clips of 22 scenes. Lines of its lists: ``Action/Happy/0267 Happy``, without a header."""
 
 
 # Sets of actors: the clip's name has actor and emotion, and no split is published, so actors are the groups of folds.
@@ -396,14 +354,12 @@ class NamedSet(ClipLevelSet):
         names = [stem_of(path) for path, _ in found.clips()]
         return sum(bool(self.pattern.fullmatch(name)) for name in names) > MIN_NAMED_SHARE * len(names)
 
-    def list_clips(self, found: Sequence[Scan], config: DatasetConfig) -> Listing:
-        names = sorted({stem_of(path) for each in found for path, _ in each.clips()})
+    def list_clips(self, found: Scan, config: DatasetConfig) -> Listing:
+        names = sorted({stem_of(path) for path, _ in found.clips()})
         matches = {name: match for name in names if (match := self.pattern.fullmatch(name))}
         if not matches:
             raise self.labels_missing("no clip with a name", found)
-        problems = [Issue(where=name, hint="correct the clip's name; until then it is predicted without a label",
-                          message=f"its label was dropped: {match['emotion']!r} is none of "
-                                 f"{shorten_list(self.codes, 12)}")
+        problems = [base.dropped_label(name, match["emotion"], self.codes, "the clip's name")
                     for name, match in matches.items() if match["emotion"] not in self.codes]
         entries = [ClipEntry(name=name, group=match["actor"], subject=match["actor"],
                              label=self.codes.index(match["emotion"]) if match["emotion"] in self.codes else UNKNOWN,
@@ -412,9 +368,8 @@ class NamedSet(ClipLevelSet):
         # The dictionary keeps the last of equal keys, so the reversed order keeps the first name.
         first = {name[self.same_after:]: name for name in reversed(matches)}
         copies = [name for name in matches if first[name[self.same_after:]] != name]
-        if copies:
-            problems.append(Issue(where=shorten_list(copies), severity="note", hint="those with sound (01-) are read",
-                                  message=f"{len(copies)} clips exist twice, with and without sound"))
+        problems += base.note_about(copies, "clips exist twice, with and without sound",
+                                    "those with sound (01-) are read")
         return Listing([entry for entry in entries if entry.name not in set(copies)], problems, ignored=copies)
 
 
@@ -424,14 +379,14 @@ CREMAD_NAME = r"(?P<actor>1\d{3})_[A-Z]{3}_(?P<emotion>[A-Z]{3})_[A-Z]{1,2}"
 CREMAD = NamedSet(
     name="cremad", classes=SETS["cremad"], codes=("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"),
     pattern=re.compile(CREMAD_NAME), key=stem_key(CREMAD_NAME, without=ACTOR_FOLDERS), expected="1019_DFA_ANG_XX.flv")
-"""CREMA-D: 7,442 clips of 91 actors, six classes; ``1019_DFA_ANG_XX.flv`` = actor, sentence, emotion, level."""
+"""CREMA-D: 7,442 clips of 91 actors; ``1019_DFA_ANG_XX.flv`` = actor, sentence, emotion, level."""
 
 RAVDESS_NAME = r"0[12]-0[12]-(?P<emotion>\d\d)-\d\d-\d\d-\d\d-(?P<actor>\d\d)"
 RAVDESS = NamedSet(
     name="ravdess", classes=SETS["ravdess"], codes=tuple(f"{number:02d}" for number in range(1, 9)), same_after=2,
     pattern=re.compile(RAVDESS_NAME), key=stem_key(RAVDESS_NAME, without=ACTOR_FOLDERS),
     expected="01-01-06-01-02-01-12.mp4")
-"""RAVDESS: speech and song of 24 actors, eight classes.
+"""RAVDESS: speech and song of 24 actors.
 
 ``02-01-06-01-02-01-12.mp4`` = modality (01 both, 02 video only, 03 sound only), channel (01 speech, 02 song), emotion
 01 to 08, intensity, statement, repetition, actor. The set holds each picture track twice, with sound and without."""
@@ -469,19 +424,18 @@ class EmotionFolderSet(ClipLevelSet):
     """A set with a folder for each emotion in each split; test clips have no label, even in such a folder."""
 
     def matches_layout(self, found: Scan) -> bool:
-        emotions = {(afew_split_of(path.relative_to(found.root)), path.name) for path in found.folders
+        emotions = {(afew_split_of(found.below(path)), path.name) for path in found.folders
                     if _emotion_of(path.name) is not None}
         return all(sum(part == split for part, _ in emotions) >= MIN_EMOTIONS for split in ("train", "validation"))
 
-    def list_clips(self, found: Sequence[Scan], config: DatasetConfig) -> Listing:
+    def list_clips(self, found: Scan, config: DatasetConfig) -> Listing:
         places: dict[str, set[tuple[Split, int | None]]] = defaultdict(set)
-        for each in found:
-            for path, _ in each.clips():
-                folder = path.relative_to(each.root).parent
-                split = afew_split_of(folder)
-                if split is not None:
-                    # Test clips may be in folders of emotions too, but test labels must not be used.
-                    places[stem_of(path)].add((split, UNKNOWN if split == "test" else _emotion_of(folder.name)))
+        for path, _ in found.clips():
+            folder = found.below(path).parent
+            split = afew_split_of(folder)
+            if split is not None:
+                # Test clips may be in folders of emotions too, but test labels must not be used.
+                places[stem_of(path)].add((split, UNKNOWN if split == "test" else _emotion_of(folder.name)))
         entries, problems = [], []
         for name, copies in sorted(places.items()):
             # A clip may be there as a video under its emotion and as crops in a folder without one.
@@ -500,12 +454,10 @@ class EmotionFolderSet(ClipLevelSet):
 
 AFEW = EmotionFolderSet(name="afew", classes=SETS["afew"], key=_afew_key, metric="accuracy",
                         expected="Train_AFEW/Angry/000046280.avi and Val_AFEW/..")
-"""AFEW (EmotiW): film clips, seven classes, accuracy on the published validation split.
+"""AFEW (EmotiW): film clips; the set's own faces (``Faces/<clip>/``) get their emotion from the video of that name.
 
-``{Train,Val,Test}_AFEW/<Emotion>/<clip>.avi`` (also ``train``, ``validation``, ..), frames of a clip in a folder of its
-name, or the set's own faces, ``AlignedFaces_LBPTOP_Points/Faces/<clip>/``, which get their emotion from the video of
-that name. The first three digits of a clip's name are assumed to be the film, so clips of one film share a fold (no
-document confirms it; if they mean something else, the folds are only coarser)."""
+The first three digits of a clip's name are assumed to be the film, so clips of one film share a fold (no document
+confirms it; if they mean something else, the folds are only coarser)."""
 
 
 # CK+: a label file a sequence.
@@ -527,15 +479,15 @@ class LabelFileSet(ClipLevelSet):
     def matches_layout(self, found: Scan) -> bool:
         return any(CKPLUS_LABEL.fullmatch(path.name) for path in found.texts)
 
-    def list_clips(self, found: Sequence[Scan], config: DatasetConfig) -> Listing:
-        files = sorted(path for each in found for path in each.texts if CKPLUS_LABEL.fullmatch(path.name))
+    def list_clips(self, found: Scan, config: DatasetConfig) -> Listing:
+        files = [path for path in found.texts if CKPLUS_LABEL.fullmatch(path.name)]
         if not files:
             raise self.labels_missing("no labels", found)
         if config.fold > CKPLUS_FOLDS:
             raise InputError(f"fold {config.fold} of {CKPLUS_FOLDS}", where=f"dataset {self.name}",
                              hint=f"--fold is 1 to {CKPLUS_FOLDS}")
         codes, problems = self._labels(files)
-        names = {key[1] for each in found for path in each.crops if (key := self.key(path.relative_to(each.root)))}
+        names = {key[1] for path in found.crops if (key := self.key(found.below(path)))}
         # Only labelled subjects are counted, as in the papers; otherwise the folds would differ from theirs.
         subjects = sorted({name[:4] for name, code in codes.items() if code != UNKNOWN})
         folds = {subject: 1 + place % CKPLUS_FOLDS for place, subject in enumerate(subjects)}
@@ -549,7 +501,7 @@ class LabelFileSet(ClipLevelSet):
         bare = sum(entry.label == UNKNOWN for entry in entries)
         if bare:
             problems.append(Issue(where=self.name, message=f"{bare} sequences have no label", severity="note",
-                                  hint="they are predicted, never trained on or scored"))
+                                  hint=base.NOT_TRAINED))
         return Listing(entries, problems, folds=CKPLUS_FOLDS, fold=config.fold)
 
     def _labels(self, files: Sequence[Path]) -> tuple[dict[str, int], list[Issue]]:
@@ -567,7 +519,7 @@ class LabelFileSet(ClipLevelSet):
                                       message=f"its label was dropped: {path.name} cannot be read ({error})"))
                 continue
             if number not in range(1, len(self.classes) + 1):
-                problems.append(self.wrong_label(name, text, path))
+                problems.append(base.dropped_label(name, text, self.classes, path))
             elif codes.setdefault(name, int(number) - 1) != int(number) - 1:
                 problems.append(Issue(where=name, message="has several label files that disagree", hint=f"see {path}"))
                 codes[name] = UNKNOWN  # neither of them can be trusted
@@ -578,8 +530,6 @@ CKPLUS = LabelFileSet(name="ckplus", classes=SETS["ckplus"], key=_ckplus_key, me
                       expected="Emotion/S005/001/S005_001_00000011_emotion.txt")
 """CK+: 593 posed sequences of 123 subjects, 327 of them labelled, from neutral to the peak of an emotion.
 
-``cohn-kanade-images/S005/001/S005_001_00000001.png`` .. and ``Emotion/S005/001/S005_001_00000011_emotion.txt``, which
-holds one number, ``3.0000000e+00``, for the whole sequence: 1 Anger to 7 Surprise (0, Neutral, is in the set's key and
-in no file). The set publishes no split. Papers report ten folds by subject, usually (no list is published) with the
-labelled subjects in the order of their numbers and every tenth one in a fold; these are `Trial.fold`. Without `fold`
-every labelled sequence is training data. The pictures are whole frames."""
+A label file holds one number, ``3.0000000e+00``: 1 Anger to 7 Surprise (0, Neutral, is in no file). Papers report ten
+folds by subject, usually (no list is published) with the labelled subjects in the order of their numbers and every
+tenth one in a fold; these are `Trial.fold`. Without `fold` every labelled sequence is training data."""

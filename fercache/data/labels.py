@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,8 +192,8 @@ class LabelFile(NamedTuple):
     labels: Labels
 
 
-class LabelError(ValueError):
-    """A label file cannot be used; always caught and turned into the trial's Issue."""
+FrameLabels = tuple[tuple[str, ...], dict[str, Labels], list[Issue]]
+"""The classes, the labels of each clip by frame, (L,) int16, and an issue for everything that was dropped."""
 
 
 def whole_number(text: str) -> int | None:
@@ -202,21 +202,29 @@ def whole_number(text: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def read(path: Path) -> LabelFile:
-    """Return the header and the labels of a text file."""
+def read_text(path: Path, errors: str = "strict") -> str:
+    """Return the text of a file of labels or of a list; raise InputError if it is none, or too large.
+
+    `errors`: what to do with bytes that are not in its encoding, as `open` has it.
+    """
     try:
         if path.stat().st_size > LIMIT_BYTES:  # any *.txt may be taken for labels, a log of gigabytes too
-            raise LabelError(f"larger than {LIMIT_BYTES >> 20} MB")
+            raise InputError(f"larger than {LIMIT_BYTES >> 20} MB", where=path, hint="these are no labels and no list")
         with path.open("rb") as file:
             encoding = "utf-16" if file.read(2) in UTF_16 else "utf-8-sig"
-        text = path.read_text(encoding=encoding).rstrip()
+        return path.read_text(encoding=encoding, errors=errors)
     except OSError as error:
-        raise LabelError(f"cannot be read ({error.strerror})") from error
+        raise InputError(f"cannot be read ({error.strerror})", where=path, hint="check its permissions") from error
     except UnicodeDecodeError as error:
-        raise LabelError("is not text in UTF-8, or in UTF-16 with a byte order mark") from error
-    if not text:
-        raise LabelError("is empty")
-    lines = text.split("\n")
+        raise InputError("is not text in UTF-8, or in UTF-16 with a byte order mark", where=path,
+                         hint="download it again, or save it in UTF-8") from error
+
+
+def read(path: Path) -> LabelFile:
+    """Return the header and the labels of a text file; raise InputError if it has none."""
+    lines = read_text(path).rstrip().split("\n")
+    if lines == [""]:
+        raise InputError("is empty", where=path)
     header: tuple[str, ...] = ()
     if whole_number(lines[0]) is None:
         header = tuple(name.strip() for name in re.split("[,;\t]", lines.pop(0).rstrip(",; \t")))
@@ -230,66 +238,50 @@ def read(path: Path) -> LabelFile:
     wrong = np.flatnonzero(labels == WRONG)
     if len(wrong):
         at, line = int(wrong[0]), lines[int(wrong[0])]
-        raise LabelError(f"line {at + 1 + bool(header)} is {line[:_SHOWN]!r}, not a label")
+        raise InputError(f"line {at + 1 + bool(header)} is {line[:_SHOWN]!r}, not a label", where=path)
     return LabelFile(header, labels)
 
 
-def canonical(header: tuple[str, ...], known: Iterable[tuple[str, ...]]) -> tuple[str, ...] | None:
-    """Return the class list among `known` that equals `header` (except for letter case), None if there is none."""
-    folded = tuple(name.casefold() for name in header)
-    return next((names for names in known if folded == tuple(name.casefold() for name in names)), None)
+def _folded(header: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name.casefold() for name in header)
 
 
-def read_all(files: Mapping[str, Path], known: Iterable[tuple[str, ...]], *, bare: bool = False
-             ) -> tuple[tuple[str, ...], dict[str, Labels], list[Issue]]:
-    """Return the classes, the labels of each trial, and an issue for each file that had to be dropped.
+def read_all(files: Mapping[str, Path], known: Sequence[tuple[str, ...]] = ()) -> FrameLabels:
+    """Return the labels of each trial, without the files that had to be dropped.
 
-    Parameters
-    ----------
-    files : trial name -> text file.
-    known : class lists that a header may hold. The most frequent one is the set's; files with another are dropped.
-    bare : whether a file without a header has the first class list of `known`.
+    `files`: trial name -> text file. `known`: class lists that a header may hold; if none is named, all headers of the
+    files; if it is one, a file needs no header. The most frequent one is the set's; files with another are dropped.
     """
     # Class orders are never guessed: the same names in another order are another header.
-    known, read_files, headers = tuple(known), {}, Counter[tuple[str, ...]]()
-    problems: list[Issue] = []
+    contents: dict[str, LabelFile] = {}
+    wrong: dict[str, str] = {}
     for name, path in sorted(files.items()):
         try:
             content = read(path)
-            read_files[name] = content._replace(header=known[0]) if bare and not content.header else content
-        except LabelError as error:
-            problems.append(_dropped(name, path, str(error)))
-            continue
-        found = canonical(read_files[name].header, known)
-        headers.update([found] if found else [])
+            contents[name] = content if content.header or len(known) != 1 else content._replace(header=known[0])
+        except InputError as error:
+            wrong[name] = error.what
+    found = Counter(content.header for content in contents.values() if content.header)
+    known = known or sorted(found, key=lambda header: (-found[header], header))
+    listed = {_folded(names): names for names in reversed(known)}
     # One file with another header must not change the classes of the whole set, so the majority decides.
+    headers = Counter(names for header in found.elements() if (names := listed.get(_folded(header))))
     classes = max(headers, key=lambda names: (headers[names], len(names)), default=())
     labels: dict[str, Labels] = {}
-    for name, content in read_files.items():
-        try:
-            labels[name] = _fit(content, classes, known)
-        except LabelError as error:
-            problems.append(_dropped(name, files[name], str(error)))
-    return classes, labels, sorted(problems, key=lambda problem: problem.where)
-
-
-def _fit(content: LabelFile, classes: tuple[str, ...], known: tuple[tuple[str, ...], ...]) -> Labels:
-    """Return the labels of a file whose header and range fit the set's classes."""
-    header = ",".join(content.header)[:100]
-    if not content.header:
-        raise LabelError("has no header with the class names")
-    if canonical(content.header, known) is None:
-        raise LabelError(f"header unknown: {header!r}")
-    # The same names in another order mean other numbers.
-    if canonical(content.header, (classes,)) is None:
-        raise LabelError(f"header {header!r} differs from that of most files ({','.join(classes)})")
-    wrong = np.flatnonzero((content.labels < UNKNOWN) | (content.labels >= len(classes)))
-    if len(wrong):
-        raise LabelError(f"frame {wrong[0] + 1} has label {content.labels[wrong[0]]}, which is not -1 or 0 to "
-                         f"{len(classes) - 1}")
-    return content.labels
-
-
-def _dropped(name: str, path: Path, what: str) -> Issue:
-    return Issue(where=name, message=f"its labels were dropped: {path.name} {what}",
-                 hint=f"correct {path}; until then the clip is predicted without labels")
+    for name, content in contents.items():
+        header = ",".join(content.header)[:100]
+        outside = np.flatnonzero((content.labels < UNKNOWN) | (content.labels >= len(classes)))
+        if not content.header:
+            wrong[name] = "has no header with the class names"
+        elif _folded(content.header) not in listed:
+            wrong[name] = f"header unknown: {header!r}"
+        elif listed[_folded(content.header)] != classes:
+            wrong[name] = f"header {header!r} differs from that of most files ({','.join(classes)})"
+        elif len(outside):
+            wrong[name] = (f"frame {outside[0] + 1} has label {content.labels[outside[0]]}, which is not -1 or 0 to "
+                           f"{len(classes) - 1}")
+        else:
+            labels[name] = content.labels
+    return classes, labels, [Issue(where=name, message=f"its labels were dropped: {files[name].name} {what}",
+                                   hint=f"correct {files[name]}; until then the clip is predicted without labels")
+                             for name, what in sorted(wrong.items())]

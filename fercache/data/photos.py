@@ -1,9 +1,7 @@
-"""Data sets of still photos: FER2013 as it is downloaded, and folders with one folder of photos a class.
-
-Photos have no clock. Some hundred of them are stored as one clip of kind "photos", whose frames are an hour apart, so
-that no window in seconds ever joins two photos. Copies of a photo are always in one clip, and a clip is a group: no
-fold has a photo on one side and its copy on the other.
-"""
+"""Data sets of still photos: FER2013 as it is downloaded, and folders with one folder of photos a class."""
+# Photos have no clock. Some hundred of them are stored as one clip of kind "photos", whose frames are an hour apart, so
+# that no window in seconds ever joins two photos. Copies of a photo are always in one clip, and a clip is a group: no
+# fold has a photo on one side and its copy on the other.
 
 from __future__ import annotations
 
@@ -42,9 +40,8 @@ FER2013_SPLITS: dict[str, Split] = {
 Kaggle's folder form calls both test parts together "test"; there the file names tell them apart.
 """
 
-FER_PLUS_CLASSES = {"neutral": "Neutral", "happiness": "Happiness", "surprise": "Surprise", "sadness": "Sadness",
-                    "anger": "Anger", "disgust": "Disgust", "fear": "Fear", "contempt": "", "unknown": "", "NF": ""}
-"""Vote columns of FER+ (Barsoum et al. 2016, arXiv 1608.01041); a majority for a class without a name is no label."""
+FER_PLUS_COLUMNS = (*map(str.lower, SEVEN), "contempt", "unknown", "NF")
+"""Votes of FER+ (Barsoum et al. 2016, arXiv 1608.01041); a majority for one of the last three is no label."""
 
 TABLE_NAMES = ("fer2013.csv", "icml_face_data.csv")
 FER_PLUS_NAME = "fer2013new.csv"
@@ -71,11 +68,10 @@ class Photo:
 def read_fer2013(config: DatasetConfig, cache: Path) -> Dataset:
     """Return FER2013: its training part as train, PublicTest as validation, PrivateTest as test.
 
-    `cache`: the cache folder; links to the photos (from a table: the photos themselves) are written below it.
-
     Reads ``fer2013.csv`` or ``icml_face_data.csv`` (columns emotion, pixels, Usage), or folders of photos by split and
     class. Beside a table, ``fer2013new.csv`` replaces the labels by the majority of FER+'s votes; photos without a
-    majority for one of the seven classes then have no label.
+    majority for one of the seven classes then have no label. `cache`: the cache folder, below which links to the photos
+    (from a table: the photos themselves) are written.
     """
     root = _root(config, "fer2013")
     table = root if root.is_file() else next((root / name for name in TABLE_NAMES if (root / name).is_file()), None)
@@ -195,19 +191,18 @@ def _fer_plus_labels(path: Path) -> list[int] | None:
     if not path.is_file():
         return None
     header = tables.read_header(path)
-    missing = [name for name in FER_PLUS_CLASSES if name not in header]
+    missing = [name for name in FER_PLUS_COLUMNS if name not in header]
     if missing:
         raise InputError(f"no column {missing[0]!r}", where=path, hint="use FER+'s own fer2013new.csv")
     labels = []
     for line, row in tables.read_rows(path):
         try:
-            votes = {name: int(row[header.index(name)] or 0) for name in FER_PLUS_CLASSES}
+            votes = [int(row[header.index(name)] or 0) for name in FER_PLUS_COLUMNS]
         except ValueError as error:
             raise InputError(f"not a number of votes ({error})", where=f"{path}, line {line}",
                              hint="use FER+'s own fer2013new.csv") from error
-        best = max(votes, key=lambda name: votes[name])
-        alone = list(votes.values()).count(votes[best]) == 1
-        labels.append(SEVEN.index(FER_PLUS_CLASSES[best]) if alone and FER_PLUS_CLASSES[best] else UNKNOWN)
+        best = votes.index(max(votes))
+        labels.append(best if votes.count(votes[best]) == 1 and best < len(SEVEN) else UNKNOWN)
     log.info("%s: labels by the majority of the votes; %d photos have none", path, labels.count(UNKNOWN))
     return labels
 
@@ -236,11 +231,9 @@ def _dataset(layout: str, root: Path, classes: Sequence[str], photos: Sequence[P
 
 
 def _clips(copies: Iterable[Sequence[Photo]], one_each: bool) -> Iterator[tuple[str, list[Photo]]]:
-    """Yield name and photos of each clip.
-
-    Photos are shuffled with a fixed seed, so that each clip has all classes. Held-out photos that are copies of photos
-    in another split are in clips of their own, "test-copies-0000": scores can be computed without them.
-    """
+    """Yield name and photos of each clip."""
+    # Photos are shuffled with a fixed seed, so that each clip has all classes. Held-out photos that are copies of
+    # photos in another split are in clips of their own, "test-copies-0000": scores can be computed without them.
     parts: dict[str, list[list[Photo]]] = defaultdict(list)
     for same in copies:
         splits = {photo.split for photo in same}
@@ -264,19 +257,15 @@ def _clips(copies: Iterable[Sequence[Photo]], one_each: bool) -> Iterator[tuple[
 def _link(folder: Path, clips: Sequence[tuple[str, list[Photo]]]) -> None:
     """Make a folder with the numbered files of each clip; a clip's folder that has a file is complete."""
     # Most commands find all of them, also where the cache cannot be written: only then is there something to lock.
-    if all(_has_files(folder / clip) for clip, _ in clips):
+    if all(any((folder / clip).glob("*")) for clip, _ in clips):
         return
     with atomic_io.lock(folder.with_suffix(LOCK_SUFFIX), wait=True):
         for clip, photos in clips:
-            if _has_files(folder / clip):
+            if any((folder / clip).glob("*")):
                 continue
             with atomic_io.making_folder(folder / clip) as temporary:
                 for number, photo in enumerate(photos, 1):
                     _write_photo(photo, temporary, f"{number:05d}")
-
-
-def _has_files(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
 
 
 def _write_photo(photo: Photo, folder: Path, stem: str) -> None:

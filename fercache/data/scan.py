@@ -33,13 +33,12 @@ class PassedOver:
     endings: Counter[str] = field(default_factory=Counter)
     names: list[str] = field(default_factory=list)
 
-    def add(self, root: Path, folder: Path, names: list[str]) -> None:
-        """Add the files of a folder."""
+    def add(self, folder: Path, names: list[str]) -> None:
+        """Add files by their names; `folder`: relative to the place that was scanned."""
         self.count += len(names)
         self.endings.update(map(_suffix, names))
         # Only the first ones are stored: a folder may hold millions of photos.
-        below = folder.relative_to(root)
-        first = (printed((below / name).as_posix()) for name in sorted(names)[:NAMED])
+        first = (printed((folder / name).as_posix()) for name in sorted(names)[:NAMED])
         self.names = sorted([*self.names, *first])[:NAMED]
 
     def __str__(self) -> str:
@@ -51,12 +50,12 @@ class PassedOver:
 
 @dataclass
 class Scan:
-    """The paths under `root`, each list sorted, so that the order of a file system does not matter."""
+    """The paths under `root` and `more`, each list sorted, so that the order of a file system does not matter."""
 
     root: Path
+    more: tuple[Path, ...] = ()
     videos: list[Path] = field(default_factory=list)
     crops: list[Path] = field(default_factory=list)
-    empty: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     texts: list[Path] = field(default_factory=list)
     tables: list[Path] = field(default_factory=list)
@@ -64,61 +63,65 @@ class Scan:
     loose: PassedOver = field(default_factory=PassedOver)  # pictures that are no frames of a clip
     other: PassedOver = field(default_factory=PassedOver)  # neither videos, pictures nor lists
 
+    def below(self, path: Path) -> Path:
+        """Return a path relative to the folder that was scanned; to the deepest one where several hold it."""
+        holding = [place for place in (self.root, *self.more) if not self.more or path.is_relative_to(place)]
+        return path.relative_to(max(holding, key=lambda place: len(place.parts)))
+
     def clips(self) -> Iterator[tuple[Path, Kind]]:
         """Yield every clip and its kind."""
-        for path in self.videos:
-            yield path, "video"
-        for path in self.crops:
-            yield path, "crops"
+        yield from ((path, "video") for path in self.videos)
+        yield from ((path, "crops") for path in self.crops)
 
 
-def scan(root: Path, depth: int = DEPTH) -> Scan:
-    """Return what is under `root`, at most `depth` folders down.
+def scan(root: Path, depth: int = DEPTH, *more: Path) -> Scan:
+    """Return what is under `root`, and under `more` folders, at most `depth` folders down.
 
     Raises InputError if there is no such folder, it cannot be read, or it is empty.
     """
     # Only the first 512 entries of a crop folder are listed (Aff-Wild2 has 2.9 million crops). A folder that holds
     # numbered pictures beside videos or folders is not a clip. Nor is one whose pictures have several prefixes, or
     # numbers that are dates or times of day (``IMG_20240102_101010.jpg``): those are photos.
-    kind = kind_at(root)
-    if kind != "crops":
-        raise InputError("this is a file, not a folder" if kind else "no such folder", where=root,
-                         hint="check the path (relative paths start at the current folder)")
-    found = Scan(root)
-    _visit(root, depth, found)
-    # A folder below the root that cannot be read is an issue; without the root itself nothing can be read.
-    unreadable = [problem for problem in found.problems if problem.where == str(root)]
-    if unreadable:
-        raise InputError(unreadable[0].message, where=root, hint=unreadable[0].hint)
-    if root in found.empty:
-        raise InputError("the folder is empty", where=root, hint="put clips there, or name another folder")
-    for paths in (found.videos, found.crops, found.empty, found.folders, found.texts, found.tables):
-        paths.sort(key=lambda path: path.parts)  # the order of paths, which compare ten times as slowly
+    found = Scan(root, more)
+    for place in (root, *more):
+        kind = kind_at(place)
+        if kind != "crops":
+            raise InputError("this is a file, not a folder" if kind else "no such folder", where=place,
+                             hint="check the path (relative paths start at the current folder)")
+        _visit(place, depth, found)
+        # A folder below that cannot be read is an issue; without the place itself nothing can be read.
+        for problem in found.problems:
+            if problem.where == str(place):
+                raise InputError(problem.message, where=place, hint=problem.hint)
+        if _list(place) == ([], []):
+            raise InputError("the folder is empty", where=place, hint="put clips there, or name another folder")
+    for paths in (found.videos, found.crops, found.folders, found.texts, found.tables):
+        # Parts, which is the order of paths: these compare ten times as slowly. The places may overlap.
+        paths[:] = sorted(set(paths), key=lambda path: path.parts)
     found.problems.sort(key=lambda problem: problem.where)
     found.problems += [*_passed_over(found), *_unnamable(found)]
     return found
 
 
-def scan_places(config: DatasetConfig, layout: str, depth: int = DEPTH) -> list[Scan]:
-    """Return the contents of --root, --clips and --labels; raise InputError if none is named."""
+def scan_places(config: DatasetConfig, layout: str, depth: int = DEPTH) -> Scan:
+    """Return the contents of --root, --clips and --labels together; raise InputError if none is named."""
     places = [Path(place) for place in dict.fromkeys((config.root, config.clips, config.labels)) if place]
     if not places:
         raise InputError(f"{layout} needs the folder of the data set", where=f"dataset {layout}",
                          hint="give --root DIR")
-    return [scan(place, depth) for place in places]
+    return scan(places[0], depth, *places[1:])
 
 
 def _passed_over(found: Scan) -> Iterator[Issue]:
     """Yield a note about the files that belong to no clip, and about a folder of pictures that is taken as one clip."""
-    if found.loose.count:
-        yield Issue(kind="passed-over", where=str(found.root), severity="note", hint=FLAT,
-                    message=f"{found.loose.count} pictures belong to no clip and are passed over ({found.loose})")
-    if found.other.count:
-        yield Issue(kind="passed-over", where=str(found.root), severity="note",
-                    hint="a clip is a video file or a folder of numbered pictures; convert other files to MP4",
-                    message=f"{found.other.count} files are no clips and are passed over ({found.other})")
-    if found.crops == [found.root]:
-        yield Issue(kind="one-clip", where=str(found.root), severity="note", hint=FLAT,
+    other = "a clip is a video file or a folder of numbered pictures; convert other files to MP4"
+    for files, what, hint in ((found.loose, "pictures belong to no clip", FLAT),
+                              (found.other, "files are no clips", other)):
+        if files.count:
+            yield Issue(kind="passed-over", where=str(found.root), severity="note", hint=hint,
+                        message=f"{files.count} {what} and are passed over ({files})")
+    for place in {found.root, *found.more}.intersection(found.crops):
+        yield Issue(kind="one-clip", where=str(place), severity="note", hint=FLAT,
                     message="its numbered pictures are read as the frames of one clip")
 
 
@@ -138,12 +141,10 @@ def _visit(folder: Path, left: int, found: Scan) -> None:
     if not below and not videos and _are_frames(pictures):
         found.crops.append(folder)
         return
-    if not names and not below:
-        found.empty.append(folder)
     found.videos += [folder / name for name in videos]
-    found.loose.add(found.root, folder, pictures)
-    found.other.add(found.root, folder, [name for name, suffix in suffixes.items() if suffix not in VIDEO_ENDINGS
-                                         and suffix not in LISTS and not is_picture(name)])
+    found.loose.add(found.below(folder), pictures)
+    found.other.add(found.below(folder), [name for name, suffix in suffixes.items() if suffix not in VIDEO_ENDINGS
+                                          and suffix not in LISTS and not is_picture(name)])
     for name in below:
         found.folders.append(folder / name)
         if left > 0:
@@ -199,7 +200,7 @@ def _unnamable(found: Scan) -> Iterator[Issue]:
     """Yield an issue for each clip whose name is not valid UTF-8, and remove it from `found`."""
     for paths in (found.videos, found.crops):
         for path in [path for path in paths
-                     if not printable(str(path)) and not printable(str(path.relative_to(found.root)))]:
+                     if not printable(str(path)) and not printable(str(found.below(path)))]:
             paths.remove(path)
             yield Issue(where=ascii(path.name), message="the file's name is not valid UTF-8", hint="rename it")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,38 +13,27 @@ from numpy.typing import NDArray
 
 from fercache import media
 from fercache.config import DatasetConfig, ExtractConfig
-from fercache.data import tables
-from fercache.data.base import UNKNOWN, Dataset, Issue, Kind, Labels, Split, Trial, cache_name, printable, shorten_list
-from fercache.data.labels import MOST_FRAMES, read_all, whole_number
+from fercache.data import base, tables
+from fercache.data.base import UNKNOWN, Dataset, Issue, Kind, Labels, Split, Trial
+from fercache.data.labels import MOST_FRAMES, FrameLabels, read_all, whole_number
 from fercache.data.scan import FLAT, describe, kind_at, scan
 from fercache.errors import ClipError, InputError
-
-NOT_TRAINED = "they are predicted, never trained on or scored"
 
 # Labels by frame in one table: ``clip,frame,label`` or ``clip,time_s,label``.
 
 TIME_SLACK_S = 0.5  # a label may lie this much after the end of its clip
 
 
-def read_frame_labels(path: Path, clips: Collection[str], chosen: tuple[str, ...] = (), first_frame: int = 1,
-                      times_of: Callable[[str], NDArray[np.float64]] | None = None
-                      ) -> tuple[tuple[str, ...], dict[str, Labels], list[Issue]]:
-    """Return the classes, (L,) int16 labels by clip, and an issue for everything that was dropped.
-
-    Parameters
-    ----------
-    clips : names of the clips of the data set.
-    chosen : class names in order, if the user names them.
-    first_frame : number of a clip's first frame in the table.
-    times_of : returns the seconds of each frame of a clip, for a table with a column `time_s` in place of `frame`.
-    """
+def read_frame_labels(config: DatasetConfig, trials: Mapping[str, Trial]) -> FrameLabels:
+    """Return the labels in the table --labels, by clip; each row has the number of its frame, or its time."""
     # Rows may be in any order. Two different labels for one frame are an issue of that clip; the same label twice is
     # not.
 
     # A large set has millions of rows: 12 bytes a row, with the distinct labels as indices into `words`.
+    path = Path(config.labels)
     header = tables.read_header(path)
-    by_time = times_of is not None and "frame" not in map(str.casefold, header)
-    where, first = ("time_s", 0) if by_time else ("frame", first_frame)
+    by_time = "frame" not in map(str.casefold, header)
+    where, first = ("time_s", 0) if by_time else ("frame", config.first_frame)
     order = tables.check_columns(header, path, ("clip", where, "label"), () if by_time else ("time_s",))
     clip_at, where_at, label_at = (order.index(name) for name in ("clip", where, "label"))
     values_of: dict[str, array[float]] = defaultdict(lambda: array("d" if by_time else "q"))
@@ -62,28 +51,26 @@ def read_frame_labels(path: Path, clips: Collection[str], chosen: tuple[str, ...
             values_of[clip].append(number or 0)
             codes[clip].append(indices.setdefault(values[label_at], len(indices)))
     words = list(indices)
-    classes = tables.class_list(words, chosen, path)
+    classes = tables.class_list(words, config.classes, path)
     meaning = [tables.code(word, classes) for word in words]
     labels: dict[str, Labels] = {}
     problems = tables.merge_spellings(words)[1]
     for clip in sorted(values_of):
         try:
-            if clip not in clips or clip in wrong:
-                raise ValueError(wrong[clip] if clip in clips else "there is no clip of that name")
+            if clip not in trials or clip in wrong:
+                raise ValueError(wrong[clip] if clip in trials else "there is no clip of that name")
             own = np.array(codes[clip])
             unknown = {words[code].strip() for code in np.unique(own) if meaning[code] is None}
             if unknown:
                 raise ValueError(f"label {min(unknown)!r} is none of the classes")
             own = np.array([UNKNOWN if code is None else code for code in meaning], np.int16)[own]
-            labels[clip] = (_labels_by_time(np.array(values_of[clip]), own, times_of(clip)) if times_of and by_time else
-                            _labels_by_frame(np.array(values_of[clip]) - first_frame, own))
+            at = np.array(values_of[clip])
+            labels[clip] = (_labels_by_time(at, own, _times_of(trials[clip])) if by_time else
+                            _labels_by_frame(at - first, own))
         except (ValueError, ClipError) as error:
             problems.append(Issue(where=clip, message=f"its labels were dropped: {error}", hint=f"correct {path}"))
-    bare = sorted(set(clips) - set(values_of))
-    if bare:
-        problems.append(Issue(where=shorten_list(bare), message=f"{len(bare)} clips without labels", severity="note",
-                              hint=NOT_TRAINED))
-    return classes, labels, problems
+    bare = base.note_about(trials.keys() - values_of.keys(), "clips without labels", base.NOT_TRAINED)
+    return classes, labels, [*problems, *bare]
 
 
 def _labels_by_frame(rows: NDArray[np.int64], values: Labels) -> Labels:
@@ -120,40 +107,42 @@ SPLITS: dict[str, Split] = {
 }
 
 
-@dataclass(frozen=True)
-class Labelling:
-    """The labels of a data set: class names, frame labels and clip labels by trial name."""
-
-    classes: tuple[str, ...]
-    frames: Mapping[str, Labels]
-    clips: Mapping[str, int]
-    problems: Sequence[Issue]
-
-
 def read_clip_table(config: DatasetConfig) -> Dataset:
     """Return the trials of a table, or of a folder of videos and crop folders, with their labels."""
     place = Path(config.clips or config.root)
     if not (config.clips or config.root):
         raise InputError("no clips are given", where="dataset table", hint="give --clips TABLE or --clips FOLDER")
-    base = Path(config.root) if config.root and config.clips else place.parent
+    folder = Path(config.root) if config.root and config.clips else place.parent
     if kind_at(place) == "crops":
         trials, problems, words = _read_folder(place)
-    elif media.is_clip_name(place.name):
+    elif place.suffix.lower() in media.VIDEO_ENDINGS or media.is_picture(place.name):
         trials, problems, words = [_trial(place.stem, place, "video")], [], {}
     else:
-        trials, problems, words = _read_table(place, base)
+        trials, problems, words = _read_table(place, folder)
     if not trials:
         raise InputError(f"not one clip of it can be used: {problems[0].message if problems else 'it has no rows'}",
                          where=place, hint=problems[0].hint if problems else "add a row for each clip")
-    labelling = _read_labels(config, {trial.name: trial for trial in trials}, words)
+    frames: Mapping[str, Labels] = {}
+    codes: dict[str, int | None] = {}
+    if config.labels:
+        if any(map(str.strip, words.values())):
+            raise InputError("the table has a column label, and --labels is given too", where=Path(config.labels),
+                             hint="drop one of them")
+        read_labels = _read_label_folder if kind_at(Path(config.labels)) == "crops" else read_frame_labels
+        classes, frames, wrong = read_labels(config, {trial.name: trial for trial in trials})
+    else:
+        classes = tables.class_list(words.values(), config.classes, Path(config.clips))
+        codes = {name: tables.code(word, classes) for name, word in words.items()}
+        wrong = tables.merge_spellings(words.values())[1]
+        wrong += [base.dropped_label(name, words[name].strip(), classes, "the table")
+                  for name, code in codes.items() if code is None]
     labelled = []
     for trial in sorted(trials, key=lambda trial: trial.name):
-        if trial.name in labelling.frames or labelling.clips.get(trial.name, UNKNOWN) != UNKNOWN:
-            trial = replace(trial, labels=labelling.frames.get(trial.name),
-                            clip_label=labelling.clips.get(trial.name, UNKNOWN))
+        code = codes.get(trial.name)
+        trial = replace(trial, labels=frames.get(trial.name), clip_label=UNKNOWN if code is None else code)
         labelled.append(trial if trial.labelled else replace(trial, split="test"))  # nothing to train on
-    return Dataset(name=cache_name("table", place, config.name), layout="table", classes=labelling.classes,
-                   trials=tuple(labelled), problems=(*problems, *labelling.problems))
+    return Dataset(name=base.cache_name("table", place, config.name), layout="table", classes=classes,
+                   trials=tuple(labelled), problems=(*problems, *wrong))
 
 
 def _read_folder(place: Path) -> tuple[list[Trial], list[Issue], dict[str, str]]:
@@ -184,7 +173,7 @@ def _trial(name: str, path: Path, kind: Kind) -> Trial:
     return Trial(name=name, path=path, kind=kind, parent=name, group=name, split="train")
 
 
-def _read_table(path: Path, base: Path) -> tuple[list[Trial], list[Issue], dict[str, str]]:
+def _read_table(path: Path, folder: Path) -> tuple[list[Trial], list[Issue], dict[str, str]]:
     """Return the trials of a table, an issue for each row without its clip, and the label of each trial as text."""
     trials: list[Trial] = []
     problems: list[Issue] = []
@@ -192,7 +181,7 @@ def _read_table(path: Path, base: Path) -> tuple[list[Trial], list[Issue], dict[
     lines: dict[str, int] = {}
     for line, row in tables.named_rows(path, REQUIRED, OPTIONAL):  # an unknown column is refused: it may be a typo
         for column in REQUIRED:
-            if not row[column] or not printable(row[column]) or "\0" in row[column]:
+            if not row[column] or not base.printable(row[column]) or "\0" in row[column]:
                 raise InputError(f"line {line} has no usable {column}", where=path, hint="fill it in")
         name, subject, split = row["clip"], row.get("subject", ""), row.get("split", "").casefold() or "train"
         # The name is the key in store, logits and predictions: a second clip would replace the first.
@@ -202,40 +191,18 @@ def _read_table(path: Path, base: Path) -> tuple[list[Trial], list[Issue], dict[
         if split not in SPLITS:
             raise InputError(f"line {line} has split {row['split']!r}", where=path,
                              hint="it is one of train, validation, test")
-        place = base / row["path"]
+        place = folder / row["path"]
         if (kind := kind_at(place)) is None and "\\" in row["path"]:  # written on Windows
-            place = base / row["path"].replace("\\", "/")
+            place = folder / row["path"].replace("\\", "/")
             kind = kind_at(place)
         if kind is None:
-            problems.append(Issue(where=name, message=f"no such file or folder: {base / row['path']}", kind="no-clip",
-                                  hint=f"correct line {line} of {path} (relative paths start at {base})"))
+            problems.append(Issue(where=name, message=f"no such file or folder: {folder / row['path']}", kind="no-clip",
+                                  hint=f"correct line {line} of {path} (relative paths start at {folder})"))
             continue
         trials.append(Trial(name=name, path=place, kind=kind, parent=name, subject=subject,
                             group=row.get("group", "") or subject or name, split=SPLITS[split]))
         words[name] = row.get("label", "")
     return trials, problems, words
-
-
-def _read_labels(config: DatasetConfig, trials: Mapping[str, Trial], words: Mapping[str, str]) -> Labelling:
-    """Return the labels of --labels, or of the table's own column."""
-    if config.labels:
-        place = Path(config.labels)
-        if any(map(str.strip, words.values())):
-            raise InputError("the table has a column label, and --labels is given too", where=place,
-                             hint="drop one of them")
-        if kind_at(place) == "crops":  # that is, a folder
-            return _read_label_folder(place, list(trials), config.classes)
-        classes, labels, problems = read_frame_labels(place, set(trials), config.classes, config.first_frame,
-                                                      lambda name: _times_of(trials[name]))
-        return Labelling(classes, labels, {}, problems)
-    classes = tables.class_list(words.values(), config.classes, Path(config.clips))
-    codes = {name: tables.code(word, classes) for name, word in words.items()}
-    hint = "correct the table; until then the clip is predicted without a label"
-    return Labelling(classes, {}, {name: code for name, code in codes.items() if code is not None}, [
-        *tables.merge_spellings(words.values())[1],
-        *(Issue(where=name, message=f"its label was dropped: {words[name].strip()!r} is none of "
-                                    f"{shorten_list(classes, 12)}", hint=hint)
-          for name, code in codes.items() if code is None)])
 
 
 def _times_of(trial: Trial) -> NDArray[np.float64]:
@@ -246,27 +213,24 @@ def _times_of(trial: Trial) -> NDArray[np.float64]:
     return np.zeros(1) if media.is_picture(trial.path.name) else media.packet_times(trial.path)
 
 
-def _read_label_folder(folder: Path, names: Sequence[str], classes: tuple[str, ...]) -> Labelling:
+def _read_label_folder(config: DatasetConfig, trials: Mapping[str, Trial]) -> FrameLabels:
     """Return the labels in a folder of text files, one a clip, named as the clip (or its last part, if unique)."""
+    folder = Path(config.labels)
     files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in scan(folder).texts}
     if not files:
         raise InputError("no *.txt in this folder of labels", where=folder,
                          hint="one text file a clip: a header with the class names, then one integer a frame")
     # Clips in folders are named by their path, label files often by the last part alone.
-    last = {name: name.rsplit("/", 1)[-1] for name in names}
+    last = {name: name.rsplit("/", 1)[-1] for name in trials}
     count = Counter(last.values())
-    keys = {name: name if name in files or count[last[name]] > 1 else last[name] for name in names}
-    known = [classes] if classes else tables.headers(files.values())
-    found, labels, problems = read_all({name: files[key] for name, key in keys.items() if key in files}, known,
-                                       bare=bool(classes))
-    if not found:
-        first = problems[0].message if problems else f"none is named after a clip (clips: {shorten_list(names)})"
+    keys = {name: name if name in files or count[last[name]] > 1 else last[name] for name in trials}
+    classes, labels, problems = read_all({name: files[key] for name, key in keys.items() if key in files},
+                                         [config.classes] if config.classes else ())
+    if not classes:
+        first = problems[0].message if problems else f"none is named after a clip (clips: {base.shorten_list(trials)})"
         raise InputError(f"no label file of {len(files)} can be used; {first}", where=folder,
                          hint="docs/guide/own-data.md has the formats; --classes gives the order of the class names")
     extra = [Issue(where=key, message="labelled, but there is no clip of that name", hint=f"see {files[key]}",
                    kind="no-clip") for key in sorted(set(files) - set(keys.values()))]
-    bare = sorted(set(names) - set(labels) - {problem.where for problem in problems})
-    if bare:
-        extra.append(Issue(where=shorten_list(bare), message=f"{len(bare)} clips without a label file",
-                           hint=NOT_TRAINED, severity="note"))
-    return Labelling(found, labels, {}, [*problems, *extra])
+    bare = trials.keys() - labels.keys() - {problem.where for problem in problems}
+    return classes, labels, [*problems, *extra, *base.note_about(bare, "clips without a label file", base.NOT_TRAINED)]

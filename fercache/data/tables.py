@@ -1,8 +1,6 @@
 """The table layer: CSV and parquet files through pyarrow, as batches of columns, rows of text or pieces of one clip.
 
-A CSV may be separated by commas, semicolons or tabs, may have decimal commas, and may be UTF-8 or UTF-16 with a byte
-order mark. A table that is not what it should be is an InputError. Below the layer: labels of tables as words or
-numbers.
+A table that is not what it should be is an InputError. Below the layer: labels of tables as words or numbers.
 """
 
 from __future__ import annotations
@@ -24,13 +22,12 @@ from numpy.typing import NDArray
 from pyarrow import csv, parquet
 
 from fercache.data.base import UNKNOWN, Issue
-from fercache.data.labels import UTF_16, LabelError, whole_number
-from fercache.data.labels import read as read_labels
+from fercache.data.labels import UTF_16, whole_number
 from fercache.errors import ClipError, InputError
 from fercache.media.source import check_content
 
 # pyarrow refuses a line that is longer than a block; 131,072 features a line, the most that `import` takes, need 3 MB.
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 PARQUET_ROWS = 1024
 # Python objects take ten times the memory of columns, so rows of text are made from this many lines at a time.
 TEXT_ROWS = 16_384
@@ -73,25 +70,27 @@ def sniff(path: Path) -> Dialect:
     encoding = ("utf-16" if head[:2] in UTF_16 else "utf-16-le" if head[1::2] == b"\0\0" else
                 "utf-16-be" if head[::2] == b"\0\0" else "utf-8")
     with pa.input_stream(str(path)) as file, TextIOWrapper(file, "utf-8-sig" if encoding == "utf-8" else encoding,
-                                                           errors="replace") as text:
+                                                           errors="surrogateescape") as text:
         line = text.readline(LONGEST_LINE)
         named = SEPARATOR_LINE.fullmatch(line)
         if named:
             line = text.readline(LONGEST_LINE)
+        # A name in quotes may hold line breaks.
+        while line.count('"') % 2 and (more := text.readline(LONGEST_LINE)) and len(line) < LONGEST_LINE:
+            line += more
     bare = re.sub('"[^"]*"', "", line)
     # Of equal counts the comma: a table of one column has no delimiter.
     dialect = Dialect(named[1] if named else max(DELIMITERS, key=bare.count), encoding, int(bool(named)), [])
-    with pa.input_stream(str(path)) as file, _open_csv(file, dialect) as reader:
+    # The header alone: of a whole block pyarrow would convert every column. Bytes that are no UTF-8 stay for its error.
+    header = pa.BufferReader(line.encode(errors="surrogateescape"))
+    with _open_csv(header, dialect._replace(encoding="utf-8", skipped=0)) as reader:
         return dialect._replace(names=list(reader.schema.names))
 
 
 def read_batches(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, Any]]:
     """Yield (line of the first row, `pyarrow.RecordBatch`); the columns of a CSV are text, others have their own types.
 
-    Parameters
-    ----------
-    path : .csv, .csv.gz or .parquet. The header is line 1.
-    columns : the columns to read; all if none is named.
+    `path`: .csv, .csv.gz or .parquet, whose header is line 1. `columns`: those to read; all if none is named.
     """
     # One block of the file is in memory at a time.
     line = 2
@@ -314,14 +313,3 @@ def code(word: str, classes: Sequence[str]) -> int | None:
         return number if 0 <= number < len(classes) else None
     same = [index for index, name in enumerate(classes) if name.casefold() == word.casefold()]
     return same[0] if len(same) == 1 else None
-
-
-def headers(files: Iterable[Path]) -> list[tuple[str, ...]]:
-    """Return the headers of label text files, the most frequent first."""
-    found = Counter[tuple[str, ...]]()
-    for path in files:
-        try:
-            found[read_labels(path).header] += 1
-        except LabelError:
-            continue  # `read_all` reads the file again and reports it with its clip
-    return sorted((header for header in found if header), key=lambda header: (-found[header], header))

@@ -1,4 +1,1 @@
-"""Checks of data sets, caches and results: `check`, `audit`, `ablation`, `doctor`.
-
-Open `check.py` first.
-"""
+"""Checks of data sets, caches and results: `check`, `audit`, `ablation`, `doctor`. Open `check.py` first."""

@@ -1,16 +1,11 @@
-"""Ablation: train the heads with one change of the recipe per row and compare each row with the default.
-
-Notes
------
-All comparisons use out-of-fold rows of the training groups. Only the default is scored on the other splits, so no row
-can be chosen by them. The cache holds the logits of each row under their own fingerprint: a stopped run resumes, and
-another table with the same rows reuses them. A row that names no key or value of `train-heads` is an InputError.
-"""
+"""Ablation: train the heads with one change of the recipe per row and compare each row with the default."""
+# All comparisons use out-of-fold rows of the training groups. Only the default is scored on the other splits, so no row
+# can be chosen by them. The cache holds the logits of each row under their own fingerprint: a stopped run resumes, and
+# another table with the same rows reuses them.
 
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import logging
 import time
@@ -25,10 +20,11 @@ import numpy as np
 
 from fercache import metrics
 from fercache.backbones.taps import tap_views
-from fercache.config import AblationConfig, TrainConfig
+from fercache.config import HEAD_KEYS, TEMPORAL_KEYS, AblationConfig, TrainConfig
 from fercache.data.base import Dataset
 from fercache.errors import FercacheError, InputError
 from fercache.oof import OofLogits
+from fercache.recipe import refuse_unknown
 from fercache.runtime import atomic_io
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import train
@@ -72,9 +68,9 @@ def parse_rows(rows: Sequence[str], base: TrainConfig) -> dict[str, dict[str, An
 
 def has_no_effect(changed: dict[str, Any], base: TrainConfig) -> bool:
     """Return whether a change affects no head: it repeats a head's own setting, or sets what no head uses."""
-    from fercache.training.cross_validation import UNSET, UNSET_TEMPORAL, settings_for
+    from fercache.training.cross_validation import settings_for
 
-    if not changed.keys() <= UNSET.keys() | UNSET_TEMPORAL.keys():
+    if not changed.keys() <= {*HEAD_KEYS, *TEMPORAL_KEYS}:
         return False
     default, other = ([settings_for(head, config, "cpu", oof_input=oof_input, few_groups=False) for head in base.heads
                        for oof_input in (True, False)] for config in (base, replace(base, **changed)))
@@ -83,17 +79,12 @@ def has_no_effect(changed: dict[str, Any], base: TrainConfig) -> bool:
 
 def _pair(text: str, row: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
-    hints = typing.get_type_hints(TrainConfig)
-    if not equals or key not in hints:
-        similar = difflib.get_close_matches(key, hints, 1)
-        raise InputError(f"{text!r} changes no key of train-heads", where=f"row {row}",
-                         hint=f"did you mean {similar[0]}=..?" if similar else f"known keys: {', '.join(hints)}")
-    hint = hints[key]
-    if typing.get_origin(hint) is tuple:
-        return key, tuple(value.split("+"))
+    refuse_unknown([key], [TrainConfig], f"row {row}")
+    hint = typing.get_type_hints(TrainConfig)[key]
     try:
-        # index raises ValueError for any other word, as int and float do
-        return key, bool(("false", "true").index(value.casefold())) if hint is bool else hint(value)
+        if not equals:
+            raise ValueError
+        return key, tuple(value.split("+")) if typing.get_origin(hint) is tuple else hint(value)
     except ValueError as error:
         raise InputError(f"{key} cannot be {value!r}", where=f"row {row}", hint="a row is key=value") from error
 
@@ -139,9 +130,8 @@ def fold_confusions(oof: OofLogits, split: str = "") -> dict[str, metrics.Counts
     """Return column -> (G, C, C), one confusion matrix per group, for the out-of-fold rows or those of `split`."""
     from fercache.stacking import candidates, nested_cv
 
-    rows = oof.label >= 0
-    rows &= oof.per_row(np.array([s == split for s in oof.split]) if split else oof.fold >= 0)
-    by_candidate = candidates.gather_candidates(oof, nested_cv.NestedResult(fold_models={}, columns={}))
+    rows = (oof.label >= 0) & oof.per_row(np.array(oof.split) == split) if split else oof.scored
+    by_candidate = candidates.gather_candidates(oof, nested_cv.NestedResult())
     return {name: oof.confusions(probs.argmax(1), rows) for name, probs in by_candidate.items()}
 
 
@@ -219,15 +209,27 @@ def run_ablation(dataset: Dataset, store: EmbeddingStore, base: TrainConfig, con
     log.info("the default took %.0f s; each of the %d rows takes about as long as an untrained default",
              time.monotonic() - started, len(rows))
     first = next(iter(default.matrices.values()))[0]
-    ablation = _AblationRun(dataset=dataset, store=store, base=base, repeats=config.repeats, cache=cache,
-                            default=default, sampler=metrics.Resampler(len(first), config.bootstrap, base.seed))
-    table_rows = [ablation.row(DEFAULT, {}, base, default)]
+    sampler = metrics.Resampler(len(first), config.bootstrap, base.seed)
+    table_rows = [_row(DEFAULT, {}, base, default, default, store, sampler)]
     for number, (name, changed) in enumerate(rows.items(), 2):
         log.info("row %d of %d: %s", number, len(rows) + 1, name)
-        table_rows.append(ablation.try_row(name, changed))
+        row_config = replace(base, **changed)
+        missing = [tap for tap in row_config.taps if tap not in store.taps]
+        if changed.keys() == {"augmentations"} and not any(tap_views(tap) in store.taps for tap in row_config.taps):
+            missing = ["augmentations"]
+        row = AblationRow(name=name, changed=changed, figures={}, bytes_a_frame=0, logits_files=(),
+                          skipped=f"the store lacks {', '.join(missing)}")
+        try:
+            if not missing:
+                scores = scored(dataset, store, row_config, config.repeats, cache)
+                row = _row(name, changed, row_config, scores, default, store, sampler)
+        except FercacheError as error:  # the other rows still run
+            log.error("%s: %s", name, error)
+            row = replace(row, skipped=error.what, failed=True)
+        table_rows.append(row)
     return AblationTable(dataset=dataset.name, notice=dataset.notice, store=store.path.name, groups=len(first),
                          frames=int(first.sum()), seeds=config.repeats, rows=tuple(table_rows),
-                         reported=reported(default.oofs), why_none=ablation.sampler.why_none)
+                         reported=reported(default.oofs), why_none=sampler.why_none)
 
 
 def trained_default(base: TrainConfig, config: AblationConfig) -> Iterator[TrainConfig]:
@@ -243,42 +245,15 @@ def quick_config(base: TrainConfig, config: AblationConfig) -> tuple[TrainConfig
     return replace(base, folds=min(base.folds, QUICK_FOLDS)), replace(config, repeats=1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _AblationRun:
-    """Data and settings of all rows, and the scores of the default."""
-
-    dataset: Dataset
-    store: EmbeddingStore
-    base: TrainConfig
-    repeats: int
-    cache: Path
-    default: AblationScores
-    sampler: metrics.Resampler
-
-    def try_row(self, name: str, changed: dict[str, Any]) -> AblationRow:
-        """Return the row of a change; a row that cannot be trained records the reason, so the other rows still run."""
-        config = replace(self.base, **changed)
-        missing = [tap for tap in config.taps if tap not in self.store.taps]
-        if changed.keys() == {"augmentations"} and not any(tap_views(tap) in self.store.taps for tap in config.taps):
-            missing = ["augmentations"]
-        empty = AblationRow(name=name, changed=changed, figures={}, bytes_a_frame=0, logits_files=(),
-                            skipped=f"the store lacks {', '.join(missing)}")
-        if missing:
-            return empty
-        try:
-            return self.row(name, changed, config, scored(self.dataset, self.store, config, self.repeats, self.cache))
-        except FercacheError as error:
-            log.error("%s: %s", name, error)
-            return replace(empty, skipped=error.what, failed=True)
-
-    def row(self, name: str, changed: dict[str, Any], config: TrainConfig, scores: AblationScores) -> AblationRow:
-        """Return the row with the scores of a change."""
-        figures = {column: figure_of(matrices, self.default.matrices.get(column, matrices), self.sampler)
-                   for column, matrices in scores.matrices.items()}
-        read = [*config.taps, *(tap_views(tap) for tap in config.taps if config.augmentations == "draw")]
-        return AblationRow(name=name, changed=changed, figures=figures,
-                           logits_files=tuple(oof.fingerprint[:12] for oof in scores.oofs),
-                           bytes_a_frame=2 * sum(prod(self.store.taps[tap]) for tap in read if tap in self.store.taps))
+def _row(name: str, changed: dict[str, Any], config: TrainConfig, scores: AblationScores, default: AblationScores,
+         store: EmbeddingStore, sampler: metrics.Resampler) -> AblationRow:
+    """Return the row of a change with its scores."""
+    figures = {column: figure_of(matrices, default.matrices.get(column, matrices), sampler)
+               for column, matrices in scores.matrices.items()}
+    read = [*config.taps, *(tap_views(tap) for tap in config.taps if config.augmentations == "draw")]
+    return AblationRow(name=name, changed=changed, figures=figures,
+                       logits_files=tuple(oof.fingerprint[:12] for oof in scores.oofs),
+                       bytes_a_frame=2 * sum(prod(store.taps[tap]) for tap in read if tap in store.taps))
 
 
 def write_ablation(table: AblationTable, out: Path) -> None:

@@ -19,11 +19,12 @@ from sklearn.linear_model import Ridge
 from fercache import metrics
 from fercache.config import AuditConfig, StackConfig, TrainConfig
 from fercache.data import photos
-from fercache.data.base import Dataset, Issue, Severity, Trial
+from fercache.data.base import Dataset, Issue, Severity, Trial, in_several
 from fercache.errors import InputError
 from fercache.oof import OofLogits, StarterInit
 from fercache.runtime import atomic_io
-from fercache.stacking import candidates, nested_cv, stack
+from fercache.stacking import candidates, nested_cv
+from fercache.stacking.features import one_a_step
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.training import train
 
@@ -35,25 +36,18 @@ def _result(check: str, severity: Severity, message: str, details: Iterable[str]
 
 def check_splits(oof: OofLogits) -> Issue:
     """Return which groups are in the training split and in another one."""
-    splits: dict[str, set[str]] = {}
-    for group, split in zip(oof.group, oof.split, strict=True):
-        splits.setdefault(group, set()).add(split)
-    crossed = sorted(group for group, names in splits.items() if "train" in names and len(names) > 1)
+    crossed = [f"group {group!r} is in {', '.join(splits)}" for group, splits
+               in in_several(zip(oof.group, oof.split, strict=True)).items() if "train" in splits]
     return _result("groups and splits", "error" if crossed else "ok",
-                   f"{len(crossed)} of {len(splits)} groups are in train and in another split",
-                   (f"group {group!r} is in {', '.join(sorted(splits[group]))}" for group in crossed))
+                   f"{len(crossed)} of {len(set(oof.group))} groups are in train and in another split", crossed)
 
 
 def check_folds(oof: OofLogits) -> Issue:
     """Return which groups and clips are in several folds, so that one fold trains on what another one scores."""
     leaks = []
     for unit, names in (("group", oof.group), ("clip", oof.clips)):
-        folds: dict[str, set[int]] = {}
-        for name, fold in zip(names, oof.fold.tolist(), strict=True):
-            if fold >= 0:
-                folds.setdefault(name, set()).add(fold)
-        leaks += [f"{unit} {name!r} is in folds {', '.join(map(str, sorted(numbers)))}"
-                  for name, numbers in sorted(folds.items()) if len(numbers) > 1]
+        inside = ((name, fold) for name, fold in zip(names, oof.fold.tolist(), strict=True) if fold >= 0)
+        leaks += [f"{unit} {name!r} is in folds {', '.join(folds)}" for name, folds in in_several(inside).items()]
     return _result("groups and folds", "error" if leaks else "ok",
                    f"{len(leaks)} groups or clips are in two of {int(oof.fold.max(initial=-1)) + 1} folds", leaks)
 
@@ -89,7 +83,7 @@ class ProbeSample:
 
 def draw_probe(oof: OofLogits, store: EmbeddingStore) -> ProbeSample:
     """Return labelled frames with a face, at most one per second, of the trials in the folds."""
-    rows, trial = one_row_per_second(oof, (oof.label >= 0) & (oof.per_row(oof.fold) >= 0), store)
+    rows, trial = one_row_per_second(oof, oof.scored, store)
     every = max(1, -(-len(rows) // MAX_ROWS))
     rows, trial = rows[::every], trial[::every]
     wanted = oof.provenance.setting("taps") or list(store.taps)
@@ -105,13 +99,9 @@ def draw_probe(oof: OofLogits, store: EmbeddingStore) -> ProbeSample:
 def one_row_per_second(oof: OofLogits, wanted: NDArray[np.bool_],
                        store: EmbeddingStore) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the first wanted row with a face in each second of each stored trial, and its trial."""
-    rows = np.flatnonzero(wanted & oof.valid)
-    trial = oof.per_row(np.arange(len(oof.trials)))[rows]
-    stored = np.array([name in store for name in oof.trials])[trial]
-    rows, trial = rows[stored], trial[stored]
-    _, first = np.unique(np.stack([trial, np.floor(oof.time_s[rows])]), axis=1, return_index=True)
-    first.sort()
-    return rows[first], trial[first]
+    stored = oof.per_row([name in store for name in oof.trials])
+    rows = np.flatnonzero(one_a_step(oof, wanted & oof.valid & stored, 1.0))
+    return rows, oof.per_row(np.arange(len(oof.trials)))[rows]
 
 
 def read_vectors(oof: OofLogits, store: EmbeddingStore, tap: str, rows: NDArray[np.int64],
@@ -184,8 +174,7 @@ def check_stacker(oof: OofLogits, config: AuditConfig) -> Issue:
     """Return whether the stacker predicts labels that were shuffled by group."""
     rng = np.random.default_rng(config.seed)
     extra: dict[str, list[float]] = {}
-    rows = (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
-    group = oof.per_row(oof.group_number)
+    rows, group = oof.scored, oof.per_row(oof.group_number)
     for seed in range(STACK_SHUFFLES):
         label = oof.label.copy()
         label[rows] = shuffle_labels(oof.label[rows], group[rows], rng)
@@ -203,7 +192,10 @@ def check_stacker(oof: OofLogits, config: AuditConfig) -> Issue:
 
 def check_contradictions(oof: OofLogits, config: AuditConfig) -> Issue:
     """Return which learned candidates contradict their heads, or the models that predict new clips."""
-    rejected, scores = stack.find_contradictions(oof, StackConfig(seed=config.seed, threads=config.threads))
+    nested = nested_cv.run_nested_cv(oof, StackConfig(seed=config.seed, threads=config.threads))
+    columns = candidates.gather_candidates(oof, nested)
+    rejected = candidates.find_contradictions(oof, nested, columns, oof.metric)
+    scores = candidates.score_out_of_fold(oof, columns, oof.metric)
     best = max(scores, key=lambda name: scores[name])
     # A candidate that is never final does no harm, unless the table shows it far above the heads. Where heads are at
     # chance, neither above nor below, that is luck.
@@ -242,15 +234,11 @@ def is_above_chance(extra: Sequence[float]) -> bool:
 
 BLOCK = 2048
 MAX_LINES = 1000
-PREFERRED_TAPS = ("embedding", "block8")
-"""Preferred taps for the comparison; if the store has none of them, its first tap is used."""
+PREFERRED_TAPS = ("embedding", "block8")  # for the comparison; without them the first tap of the store is used
 
 
 def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Issue:
-    """Return pairs of frames of two groups with nearly parallel cached vectors; compares one frame per second.
-
-    `similar`: smallest cosine of a listed pair.
-    """
+    """Return pairs of frames of two groups, one frame a second, with a cosine of `similar` or more."""
     check = "near-duplicate frames"
     tap = next((name for name in PREFERRED_TAPS if name in store.taps), next(iter(store.taps), ""))
     rows, trial = one_row_per_second(oof, np.ones(len(oof.label), bool), store)
@@ -279,19 +267,16 @@ def check_copies(oof: OofLogits, store: EmbeddingStore, similar: float) -> Issue
 
 DRAWS = 1000  # bootstrap samples of groups for an interval
 PERMUTATIONS = 999  # more than for the choice of a candidate: `MOST_P` is divided by the number of tested columns
-SHUFFLED_GROUPS = 24
-"""At least this many groups are tested, by several shuffles if one has fewer: six groups alone have too few orders."""
+SHUFFLED_GROUPS = 24  # at least as many are tested, by several shuffles: six groups alone have too few orders
 MAX_PERMUTED_ROWS = 20_000
 
 
 def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConfig, scratch: Path, config: AuditConfig,
                     weights: Path | None = None) -> Issue:
-    """Return which heads, and candidates of a stacker on them, are not at chance on labels shuffled by group.
-
-    Both sides count: a score above chance is a leak, and one below chance is the bias of folds that lack the labels of
-    the group that they hold out. The p value is that of permuting the labels by group once more, against the same
-    predictions. With few groups, several shuffles are trained on and their mean is tested.
-    """
+    """Return which heads, and candidates of a stacker on them, are not at chance on labels shuffled by group."""
+    # Both sides count: a score above chance is a leak, and one below chance is the bias of folds that lack the labels
+    # of the group that they hold out. The p value is that of permuting the labels by group once more, against the same
+    # predictions. With few groups, several shuffles are trained on and their mean is tested.
     check = "shuffled labels, heads and stacker"
     groups = len({trial.group for trial in dataset.trials if trial.split == "train" and trial.labelled})
     if groups < MIN_GROUPS:
@@ -301,7 +286,7 @@ def check_retrained(dataset: Dataset, store: EmbeddingStore, training: TrainConf
         trained = train.train_heads(shuffled_dataset(dataset, seed), store, replace(training, refit="none"), scratch,
                                     weights=weights)
         oof = OofLogits.load(trained.logits_file)
-        rows = np.flatnonzero((oof.per_row(oof.fold) >= 0) & (oof.label >= 0))
+        rows = np.flatnonzero(oof.scored)
         rows = rows[::max(1, len(rows) // MAX_PERMUTED_ROWS)]
         group = oof.per_row(oof.group_number)[rows]
         columns = {**oof.logits,
@@ -366,7 +351,7 @@ def check_provenance(oof: OofLogits) -> Issue:
             records = [record for record in oof.provenance.records if (record.head, record.fold) == (head, fold)]
             if not records:
                 leaks.append(f"{head}, fold {fold}: no record of the model that predicted it")
-            predicted = {group for group, f in zip(oof.group, oof.fold.tolist(), strict=True) if f == fold}
+            predicted = oof.fold_groups(fold)
             for record in records:
                 # The groups that chose the best epoch count too: the model was selected on their labels.
                 trained_on = {*record.train_groups, *record.val_groups}
@@ -398,8 +383,7 @@ def check_starter(oof: OofLogits, dataset: Dataset | None) -> Issue:
 def check_memorized(oof: OofLogits, seed: int) -> Issue:
     """Return which heads are so much more accurate on training rows than elsewhere that they memorized them."""
     check = "memorized training rows"
-    inside = (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
-    outside = (oof.per_row(oof.fold) < 0) & (oof.label >= 0)
+    inside, outside = oof.scored, ~oof.scored & (oof.label >= 0)
     group = oof.per_row(oof.group_number)
     fewest = min(len(np.unique(group[rows])) for rows in (inside, outside))
     if fewest < metrics.MIN_GROUPS_FOR_INTERVAL:
@@ -425,7 +409,7 @@ def check_perfect(oof: OofLogits) -> Issue:
     """Return which heads are so accurate out of fold that they must be computed from the labels."""
     leaks = []
     for head in oof.heads:
-        matrix = oof.confusions(oof.logits[head].argmax(1), (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)).sum(0)
+        matrix = oof.confusions(oof.logits[head].argmax(1), oof.scored).sum(0)
         right = float(metrics.accuracy(matrix))
         if right >= PERFECT and (matrix.sum(1) > 0).sum() > 1:
             leaks.append(f"{head}: right on {right:.4f} of the out-of-fold rows: it is computed from the labels")
@@ -438,12 +422,8 @@ def run_audit(oof: OofLogits, config: AuditConfig, store: EmbeddingStore | None 
               weights: Path | None = None) -> Iterator[Issue]:
     """Yield the result of each check of logits, and of the store and the data set behind them, as soon as it ends.
 
-    Raises InputError if `--full` needs a data set, and there is none.
-
-    Parameters
-    ----------
-    training, scratch : how `--full` trains the heads again, and a folder that it may fill.
-    weights : the folder of CNN weights; `scratch` has none, and fine-tuning needs them.
+    `training`, `scratch`: how `--full` trains the heads again, and a folder that it may fill. `weights`: the folder of
+    CNN weights, for fine-tuning. Raises InputError if `--full` needs a data set, and there is none.
     """
     yield check_splits(oof)
     yield check_folds(oof)

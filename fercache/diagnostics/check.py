@@ -43,11 +43,12 @@ class ExtractionCost:
     fast: tuple[int | None, float | None] | None = None
 
 
-def _estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConfig, cache: Path,
-                  rate: float) -> ExtractionCost:
+def _estimate_cost(dataset: Dataset, tables: Sequence[FrameTable], config: ExtractConfig, cache: Path,
+                   rate: float) -> ExtractionCost:
     """Return the cost of extracting these trials; `rate`: assumed frames per second, 0 for the measured rate."""
     from fercache.backbones.taps import tap_shapes  # imports torch, which takes seconds: only where it is needed
 
+    faces = dataset.faces if config.faces == "auto" else config.faces
     lengths = [table.stored for table in tables if table.stored]
     frames = sum(lengths)
     row: int | None = None
@@ -73,7 +74,7 @@ def _estimate_cost(tables: Sequence[FrameTable], faces: str, config: ExtractConf
                                 f"{run_log.MIN_FRAMES} frames or more; --rate assumes one")
     fast = None
     if (config.precision, config.embed_every, rate) == ("float32", "1", 0) and weights.is_facenet(config.weights):
-        quick = _estimate_cost(tables, faces, replace(config, **FAST), cache, 0.0)
+        quick = _estimate_cost(dataset, tables, replace(config, **FAST), cache, 0.0)
         fast = quick.bytes, quick.seconds or (seconds and seconds * FAST_TIME)
     return ExtractionCost(faces=faces, clips=len(lengths), frames=frames, unknown=len(tables) - len(lengths),
                           bytes_a_frame=row, bytes=total, seconds=seconds, basis=basis, fast=fast)
@@ -131,12 +132,8 @@ def check_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh
     """Return counts and issues of a data set's clips and labels, and the cost of extracting them.
 
     Reads names and sizes of crops, and header and first frame of videos. ``cache/index/<dataset>.json`` stores them
-    with the modification time of each folder, so a second check reads only what changed.
-
-    Parameters
-    ----------
-    fresh : read every folder again and ignore the index.
-    rate : assumed frames per second; 0: as measured by earlier runs of `extract`.
+    with the modification time of each folder, so a second check reads only what changed, unless `fresh`. `rate`:
+    assumed frames per second; 0: as measured by earlier runs of `extract`.
     """
     started = time.monotonic()
     index, tables = _index_and_tables(dataset, cache, fresh)
@@ -149,13 +146,13 @@ def check_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, *, fresh
                        splits={split: _count(own, dataset.classes, by_clip) for split, own in by_split.items() if own},
                        clips=tuple(_clip(table) for table in tables), lengths=check_issues.compare_lengths(tables),
                        issues=tuple(check_issues.find_issues(dataset, tables, index.facts)),
-                       cost=_estimate_cost(tables, _faces(dataset, config), config, cache, rate), clips_read=index.read,
+                       cost=_estimate_cost(dataset, tables, config, cache, rate), clips_read=index.read,
                        clips_known=index.reused, seconds=time.monotonic() - started)
 
 
 def predict_cost(dataset: Dataset, config: ExtractConfig, cache: Path) -> ExtractionCost:
     """Return the cost of extracting a data set; updates the index, as `check_dataset` does."""
-    return _estimate_cost(_index_and_tables(dataset, cache, False)[1], _faces(dataset, config), config, cache, 0.0)
+    return _estimate_cost(dataset, _index_and_tables(dataset, cache, False)[1], config, cache, 0.0)
 
 
 def _index_and_tables(dataset: Dataset, cache: Path, fresh: bool) -> tuple[ClipIndex, list[FrameTable]]:
@@ -164,10 +161,6 @@ def _index_and_tables(dataset: Dataset, cache: Path, fresh: bool) -> tuple[ClipI
     index.refresh([*((trial.path, trial.kind) for trial in dataset.trials),
                    *((trial.video, "video") for trial in dataset.trials if trial.video)], fresh)
     return index, [frame_table_of(trial, index.facts) for trial in dataset.trials]
-
-
-def _faces(dataset: Dataset, config: ExtractConfig) -> str:
-    return dataset.faces if config.faces == "auto" else config.faces
 
 
 def frame_table_of(trial: Trial, facts: Mapping[str, ClipFacts]) -> FrameTable:

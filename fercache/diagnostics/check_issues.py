@@ -16,19 +16,8 @@ import numpy as np
 from msgspec.structs import replace as replace_fields
 
 from fercache import media
-from fercache.data.base import (
-    MAX_ALIKE,
-    UNKNOWN,
-    Dataset,
-    FrameTable,
-    IndexRanges,
-    Issue,
-    Severity,
-    Trial,
-    group_issues,
-    ranges_of,
-    shorten_list,
-)
+from fercache.data import base
+from fercache.data.base import Dataset, FrameTable, Issue, Severity, Trial
 from fercache.errors import ClipError, InputError
 from fercache.media import pictures
 from fercache.media.pictures import ENDINGS, MAX_BYTES, NAME, read_picture
@@ -62,7 +51,7 @@ class ClipFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     problem: str = ""  # why the clip cannot be read, or ""
     hint: str = ""  # what to do about it
 
-    def numbers(self) -> IndexRanges:
+    def numbers(self) -> base.IndexRanges:
         """Return the first and last number of each run, (R, 2)."""
         pairs = [run.split("-") for run in self.runs.split(",") if run]
         return np.array([(int(pair[0]), int(pair[-1])) for pair in pairs], np.int64).reshape(-1, 2)
@@ -97,10 +86,9 @@ class ClipIndex:
         """Bring the facts of these clips, (path, kind), up to date, and write the index.
 
         `fresh`: read everything again.
-
-        A folder is read again if its modification time differs: files were added, removed or renamed. A picture that
-        was overwritten in place does not change it; `fresh` finds that.
         """
+        # A folder is read again if its modification time differs: files were added, removed or renamed. A picture that
+        # was overwritten in place does not change it; `fresh` finds that.
         wanted = dict(clips)
         known, self.facts = self.facts, {}
         try:
@@ -158,7 +146,7 @@ def _read_folder(path: Path, blank: ClipFacts) -> ClipFacts:
     if not names or min(names) < 1 or len(names) + len(others) < files or any(map(NAME.fullmatch, others)):
         names = pictures.numbered(path)
         sizes = {number: (path / name).stat().st_size for number, name in names.items()}
-    runs = ranges_of(np.fromiter(names, np.int64, len(names)))
+    runs = base.ranges_of(np.fromiter(names, np.int64, len(names)))
     # Empty files are counted on their own, so only the others are decoded.
     ends = sorted({names[number] for number in (min(names), max(names)) if sizes[number]})
     return replace_fields(
@@ -268,7 +256,7 @@ def _sampled_hash(trial: Trial, clip: ClipFacts) -> str:
 def find_issues(dataset: Dataset, tables: Sequence[FrameTable], facts: Mapping[str, ClipFacts]) -> list[Issue]:
     """Return all issues of a data set, errors first."""
     trials = dataset.trials
-    found = [*(replace(issue, kind=issue.kind or "reader") for issue in group_issues(dataset.problems)),
+    found = [*(replace(issue, kind=issue.kind or "reader") for issue in base.group_issues(dataset.problems)),
              *_label_issues(dataset, tables), *_picture_issues(trials, facts), *_video_issues(trials, facts)]
     copies: dict[bool, list[list[str]]] = defaultdict(list)
     for same in _find_duplicate_clips(trials, facts):
@@ -276,16 +264,12 @@ def find_issues(dataset: Dataset, tables: Sequence[FrameTable], facts: Mapping[s
         leaks = len({trial.group for trial in same}) > 1 or len({trial.split for trial in same}) > 1
         copies[leaks].append([f"{trial.name} ({trial.split})" for trial in same])
     for leaks, sets in copies.items():
-        many = f"{len(sets)} times " if len(sets) > MAX_ALIKE else ""
+        many = f"{len(sets)} times " if len(sets) > base.MAX_ALIKE else ""
         for names in [[" = ".join(names) for names in sets]] if many else sets:
             found += _about("twins", names, f"{many}the same content under several names"
                             + (", in several groups or splits" if leaks else ""),
                             "keep one of them, or put them in one group", "error" if leaks else "note")
-    splits: dict[str, set[str]] = defaultdict(set)
-    for trial in trials:
-        if trial.labelled:
-            splits[trial.group].add(trial.split)
-    both = sorted(group for group, names in splits.items() if len(names) > 1)
+    both = list(base.in_several((trial.group, trial.split) for trial in trials if trial.labelled))
     found += _about("leak", both, f"{len(both)} groups are in several splits",
                     "a model would be scored on groups that it was trained on; check group and split", "error")
     return sorted(found, key=lambda issue: not issue.is_error)
@@ -294,7 +278,7 @@ def find_issues(dataset: Dataset, tables: Sequence[FrameTable], facts: Mapping[s
 def _about(kind: str, names: Sequence[str], message: str, hint: str, severity: Severity = "note") -> Iterator[Issue]:
     """Yield an issue about these clips (or files, groups, classes); nothing if there are none."""
     if names:
-        yield Issue(kind=kind, where=shorten_list(names), message=message, hint=hint, severity=severity,
+        yield Issue(kind=kind, where=base.shorten_list(names), message=message, hint=hint, severity=severity,
                     details=tuple(names))
 
 
@@ -313,27 +297,20 @@ def _label_issues(dataset: Dataset, tables: Sequence[FrameTable]) -> Iterator[Is
     yield from _about("all-minus-one", minus, f"{len(minus)} annotations are -1 in every frame",
                       "no model learns from these clips")
     training = [table for table in tables if table.trial.split == "train"]
-    seen = {code for table in training for code in (*set(table.labelled().tolist()), table.trial.clip_label)}
+    groups = base.groups_by_class(table.trial for table in training)
     if training:
-        absent = [name for code, name in enumerate(dataset.classes) if code not in seen]
+        absent = [name for code, name in enumerate(dataset.classes) if code not in groups]
         yield from _about("no-class", absent, f"{len(absent)} classes have no training label",
                           "no model can learn them; a mean over all classes counts them as 0")
-    groups: dict[int, set[str]] = defaultdict(set)
-    changes, constant = False, []
-    for table in training:
-        codes = {*table.labelled().tolist(), table.trial.clip_label} - {UNKNOWN}
-        for code in codes:
-            groups[code].add(table.trial.group)
-        if table.rows > 1 and codes:
-            changes |= len(codes) > 1
-            constant.append(table.trial.name)
     if len(groups) == 1:
         yield from _about("one-class", [dataset.classes[code] for code in groups], "all training labels are of one "
                           "class", "`fercache train-heads` needs labels of two classes at least", "error")
-    single = [dataset.classes[code] for code in sorted(groups) if len(groups[code]) == 1 < len(groups)]
+    single = [dataset.classes[code] for code in groups if len(groups[code]) == 1 < len(groups)]
     yield from _about("class-in-one-group", single, f"{len(single)} classes occur in one group only",
                       "where that group is held out, no model has seen the class; label clips of other groups")
-    if constant and not changes and any(table.trial.labels is not None for table in training):
+    constant = [table.trial.name for table in training if table.rows > 1 and table.trial.labelled]
+    if (any(table.trial.labels is not None for table in training)
+            and not any(len(np.unique(table.labelled())) > 1 for table in training)):
         yield from _about("constant-labels", constant, f"the label is the same in every frame of all {len(constant)} "
                           "labeled clips", "for one prediction per clip: --level clip (train-heads and stack)")
     past = {table.trial.name: table.lines - table.stored for table in tables if table.lines > table.stored > 0}
@@ -344,7 +321,7 @@ def _label_issues(dataset: Dataset, tables: Sequence[FrameTable]) -> Iterator[Is
 def _picture_issues(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> Iterator[Issue]:
     """Yield folders that cannot be read, and empty, undecodable and unnumbered files in the others."""
     folders = {trial.name: facts[str(trial.path)] for trial in trials if trial.kind == "crops"}
-    yield from group_issues(Issue(kind="unreadable", where=name, message=folder.problem,
+    yield from base.group_issues(Issue(kind="unreadable", where=name, message=folder.problem,
                                   hint="repair the folder: its clip is lost")
                             for name, folder in folders.items() if folder.problem)
     empty = {name: folder.empty for name, folder in folders.items() if folder.empty}
@@ -363,7 +340,7 @@ def _video_issues(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> It
     broken = [(trial, facts[str(trial.path)]) for trial in trials if trial.kind == "video"]
     yield from (replace(issue, message=f"{len(issue.details)} clips: {issue.message}" if len(issue.details) > 1
                         else issue.message)
-                for issue in group_issues(Issue(kind="unreadable", where=trial.name, message=clip.problem,
+                for issue in base.group_issues(Issue(kind="unreadable", where=trial.name, message=clip.problem,
                                                 hint=clip.hint or f"see {trial.path}")
                                           for trial, clip in broken if clip.problem))
     for kind in TRAITS:

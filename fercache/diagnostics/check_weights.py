@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fercache.backbones.backbone import Backbone, shapes_of
+from fercache.backbones.inception import TorchNet
 from fercache.backbones.onnx import OUTPUT, OnnxNet
 from fercache.backbones.registry import CALIBRATION, FACENET, Card, Rgb, presets
 from fercache.backbones.weights import CLIP_RGB, IMAGENET_RGB, RESAMPLING
@@ -62,12 +63,6 @@ class CheckResult:
         return self.error <= TOLERANCE and not self.mistakes
 
 
-def reference_of(name: str, card: Card) -> Mapping[str, list[list[float]]]:
-    """Return the reference vectors of a net: those of its card, or of the shipped one with its name."""
-    shipped: Mapping[str, list[list[float]]] = presets(with_nets=False).get(name, {}).get("reference", {})
-    return card.reference or shipped
-
-
 def test_faces() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]]:
     """Yield a picture (H, W, 3), the box (4,) of a face in it, and its landmarks (10,), for each test face."""
     with Image.open(CALIBRATION) as file:
@@ -82,11 +77,13 @@ def check_weights(weights: Weights) -> CheckResult:
 
     Raises InputError if the reference does not fit the net or the number of test faces.
     """
-    reference = {tap: np.array(rows, np.float64) for tap, rows in reference_of(weights.name, weights.card).items()}
+    card, mistakes = weights.card, list[str]()
+    # Those of its card, or of the shipped one with its name.
+    given = card.reference or presets(with_nets=False).get(weights.name, {}).get("reference", {})
+    reference = {tap: np.array(rows, np.float64) for tap, rows in given.items()}
     if not reference:
         return CheckResult(error=float("nan"), mistakes=(), best=float("nan"))
     errors = _Errors(weights, reference)
-    card, mistakes = weights.card, list[str]()
     error = best = np.inf
     with suppress(WeightsError):  # the net takes no such size
         error = best = errors.of(card)
@@ -121,8 +118,8 @@ class _Errors:
         backbone = self.nets[card.size]
         if isinstance(backbone.net, OnnxNet):
             backbone.net.card = card
-        elif self.weights.net != "facenet":
-            backbone.net.net.scale_by(card)  # type: ignore[attr-defined]
+        elif isinstance(backbone.net, TorchNet) and self.weights.net != "facenet":
+            backbone.net.net.scale_by(card)
         crops: NDArray[np.uint8] = np.stack([crops_of(card, picture, box, points, margin=card.margin)[0]
                           for picture, box, points in self.faces])
         if self.weights.net == "facenet":  # it scales pixels by itself: give it those that come to the same

@@ -29,7 +29,7 @@ OK, MISSING, WARN, OFF = "ok", "missing", "look", "-"
 STYLES = {OK: "green", MISSING: "red", WARN: "yellow", OFF: "dim"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class DoctorLine:
     """One line of the screen: the checked thing, its state, and details."""
 
@@ -47,23 +47,23 @@ def inspect_machine(cache: Path) -> list[DoctorLine]:
         try:
             lines += check()
         except Exception as error:  # noqa: BLE001  # a broken installation raises anything, and doctor must report it
-            lines.append(DoctorLine(what="trouble", state=WARN, found=f"{type(error).__name__}: {error}"))
+            lines.append(DoctorLine("trouble", WARN, f"{type(error).__name__}: {error}"))
     return lines
 
 
 def _python() -> Iterator[DoctorLine]:
     good = sys.version_info >= (3, 11)
-    yield DoctorLine(what="Python", state=OK if good else MISSING,
-               found=f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield DoctorLine("Python", OK if good else MISSING,
+                     f"{platform.python_version()} on {platform.system()} {platform.machine()}"
                      + ("" if good else "; 3.11 or newer is needed"))
 
 
 def _packages() -> Iterator[DoctorLine]:
     versions = {name: _version(name) for name in REQUIRED}
     missing = [name for name, number in versions.items() if not number]
-    yield DoctorLine(what="packages", state=MISSING if missing else OK,
-                     found=", ".join(f"{name} {number}" for name, number in versions.items() if number)
-                           + (f"; missing: {', '.join(missing)}" if missing else ""))
+    yield DoctorLine("packages", MISSING if missing else OK,
+                     ", ".join(f"{name} {number}" for name, number in versions.items() if number)
+                     + (f"; missing: {', '.join(missing)}" if missing else ""))
     extras: dict[str, list[str]] = {}
     for line in requires("fercache") or []:
         package, extra_name = re.match(r"[\w.-]+", line), re.search(r"\bextra\s*==\s*[\"']([^\"']+)", line)
@@ -74,10 +74,9 @@ def _packages() -> Iterator[DoctorLine]:
                 for extra, versions in installed.items() if all(versions.values())]
     absent = [extra for extra, versions in installed.items() if not all(versions.values())]
     if complete:
-        yield DoctorLine(what="extras", state=OK, found=", ".join(complete))
+        yield DoctorLine("extras", OK, ", ".join(complete))
     if absent:
-        yield DoctorLine(what="extras", state=OFF,
-                         found=f"not installed: {', '.join(absent)}; pip install 'fercache[{absent[0]}]'")
+        yield DoctorLine("extras", OFF, f"not installed: {', '.join(absent)}; pip install 'fercache[{absent[0]}]'")
 
 
 def _version(name: str) -> str:
@@ -90,21 +89,20 @@ def _version(name: str) -> str:
 def _device() -> Iterator[DoctorLine]:
     # Without a driver there is no GPU to find, and importing torch takes seconds.
     if not any(Path(name).exists() for name in GPU_FILES) and shutil.which("nvidia-smi") is None:
-        yield DoctorLine(what="device", state=OK, found="cpu (no NVIDIA driver)")
+        yield DoctorLine("device", OK, "cpu (no NVIDIA driver)")
         return
     from fercache.runtime.devices import resolve_device
 
     device = resolve_device("auto")
     hint = f": an NVIDIA driver is installed, but torch {_version('torch')} finds no GPU (is it the CPU build?)"
-    yield DoctorLine(what="device", state=WARN if device == "cpu" else OK,
-                     found=device + (hint if device == "cpu" else ""))
+    yield DoctorLine("device", WARN, device + hint) if device == "cpu" else DoctorLine("device", OK, device)
 
 
 def _machine() -> Iterator[DoctorLine]:
     cores = len(os.sched_getaffinity(0))  # not cpu_count: a container or Slurm may allow fewer
     memory, free = (format_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf(f"SC_{pages}_PAGES")) for pages in
                     ("PHYS", "AVPHYS"))
-    yield DoctorLine(what="machine", state=OK, found=f"{cores} cores, {memory} of memory ({free} unused)")
+    yield DoctorLine("machine", OK, f"{cores} cores, {memory} of memory ({free} unused)")
 
 
 def _weights(cache: Path) -> Iterator[DoctorLine]:
@@ -114,20 +112,19 @@ def _weights(cache: Path) -> Iterator[DoctorLine]:
         if row.path is None and not row.download_mb:
             continue  # a card alone
         state = "downloaded" if row.path else f"not downloaded ({row.download_mb} MB)"
-        yield DoctorLine(what="weights", state=OK if row.path else OFF, found=f"{row.name}: {state}; {row.terms}")
+        yield DoctorLine("weights", OK if row.path else OFF, f"{row.name}: {state}; {row.terms}")
 
 
 def _cache(cache: Path) -> Iterator[DoctorLine]:
     counts = {name: len(list(cache.glob(pattern)))
               for name, pattern in (("stores", f"{FEATURES}/*/*{STORE_SUFFIX}"), ("logits files", f"{LOGITS}/*/*.h5"),
                                     ("stack runs", f"{STACK}/*/*/{METRICS}"))}
-    yield DoctorLine(what="cache", state=OK,
-                     found=f"{cache}: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
+    yield DoctorLine("cache", OK, f"{cache}: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
     # The cache need not exist yet: its disk is that of the nearest folder above it.
     existing = next(path for path in (cache.absolute(), *cache.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    yield DoctorLine(what="disk", state=OK if free >= MIN_DISK_BYTES else WARN,
-                     found=f"{format_bytes(free)} free (11 kB per frame, 1.2 GB per hour of video)")
+    yield DoctorLine("disk", OK if free >= MIN_DISK_BYTES else WARN,
+                     f"{format_bytes(free)} free (11 kB per frame, 1.2 GB per hour of video)")
 
 
 def next_step(cache: Path, lines: list[DoctorLine], preds: Path = Path("preds.csv")) -> str:

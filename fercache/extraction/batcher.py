@@ -1,7 +1,4 @@
-"""Batches the crops of several clips for the CNN, and returns the values to each clip's rows.
-
-`put` and `wait` raise Cancelled when the run is cancelled.
-"""
+"""Batches the crops of several clips for the CNN; `put` and `wait` raise Cancelled when the run is cancelled."""
 
 from __future__ import annotations
 
@@ -9,15 +6,16 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fercache.extraction.run_control import CancelToken, StageProfiler
 
-if TYPE_CHECKING:
-    from fercache.runtime.devices import TorchThreadPool  # torch: seconds that a cached run saves
+if TYPE_CHECKING:  # torch: seconds that a cached run saves
+    from fercache.backbones.backbone import Backbone
+    from fercache.runtime.devices import TorchThreadPool
 
 # How long a batch that a clip waits for stays open for the crops of other clips.
 GRACE_S = 2.0
@@ -25,16 +23,6 @@ GRACE_S = 2.0
 TICK_S = 0.1
 # Batches running or queued per pool thread; one more is being filled.
 BATCHES_AHEAD = 2
-
-
-class BatchBackbone(Protocol):
-    """What the batcher needs of the CNN."""
-
-    batch: int
-    shapes: dict[str, tuple[int, ...]]
-
-    def embed_batch(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float16]]:
-        """Return {tap: (n, ...) float16} of at most `batch` crops (n, 160, 160, 3)."""
 
 
 class FeatureBuffer:
@@ -62,7 +50,7 @@ class CrossClipBatcher:
     # clips wait too, or if it is not full within GRACE_S. A crop's values do not depend on the rest of its batch, so
     # the stored features do not depend on which clips ran together.
 
-    def __init__(self, net: BatchBackbone, torch_threads: TorchThreadPool, cancel: CancelToken,
+    def __init__(self, net: Backbone, torch_threads: TorchThreadPool, cancel: CancelToken,
                  profiler: StageProfiler) -> None:
         self.net, self.torch_threads, self.cancel, self.profiler = net, torch_threads, cancel, profiler
         # Bounds the crops in memory: readers of clips wait in `put` when the CNN is the bottleneck.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fercache.backbones.registry import Card
 from fercache.backbones.taps import tap_views
+from fercache.config import ExtractConfig
 from fercache.data.base import PEOPLE_COUNT, SIDES, Trial, people_of, people_stored, person_name
 from fercache.errors import ClipError
 from fercache.extraction.batcher import FeatureBuffer
@@ -64,8 +65,8 @@ DETECT_FRACTION = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiPersonCommit:
-    """The people of one clip in the store, committed together: the first one's manifest is written last."""
+class ClipPeople:
+    """The people of one clip: which are written, and their writers. The first one's manifest is written last."""
 
     trial: Trial
     store: EmbeddingStore
@@ -77,18 +78,34 @@ class MultiPersonCommit:
         """Return the name in the store of the person with that number, from 1."""
         return person_name(self.trial, people_of(self.store.settings), number)
 
+    @property
+    def several(self) -> bool:
+        """Whether the clip can have several people."""
+        return self.name() != self.trial.name
+
+    def select(self, people: Sequence[Person]) -> list[Person]:
+        """Return the people to write, at least one. The first one is committed last."""
+        wanted = people_of(self.store.settings)
+        if self.trial.side:  # the clip's name asks for one of two people
+            return [left_and_right(people)[self.trial.side == "right"]]
+        if wanted == "left/right":
+            return list(left_and_right(people))
+        if wanted == "all":
+            return [people[0], *(person for person in people[1:] if person.seen.sum() >= MIN_FRAMES)]
+        return [people[0]]
+
     @contextmanager
     def open_first(self) -> Iterator[ClipWriter | None]:
         """Yield the writer of the first person, or None if another process has the clip or has just committed it."""
         # A clip that starts from scratch first removes the other people of an earlier run.
-        several, stored = self.name() != self.trial.name, 0
-        if several and self.name() in self.store:
+        stored = 0
+        if self.several and self.name() in self.store:
             stored = int(self.store.manifest(self.name()).provenance.get(PEOPLE_COUNT, 0))
         if (stored and not people_stored(self.trial, self.store)
                 and encode_name(self.name()) not in locked_clips(self.store.path)):
             self.store.remove(self.name())  # one of the other people is missing: extract all again
         with self.store.writer(self.name(), source=self.source, provenance=self.provenance) as writer:
-            if several and writer is not None and not writer.detected:
+            if self.several and writer is not None and not writer.detected:
                 self._remove_others(stored)
             yield writer
 
@@ -107,32 +124,6 @@ class MultiPersonCommit:
         for number in range(last, 1, -1):
             if self.name(number) in self.store:
                 self.store.remove(self.name(number))
-
-
-@dataclass(frozen=True, kw_only=True)
-class PersonSelection:
-    """Which people of a clip are written."""
-
-    people: str  # main, all or left/right
-    side: str  # left or right if the clip's name asks for one of two people; it overrides `people`
-    embed_faces: EmbedFaces | None  # returns identity vectors; None for a net without them
-    # Opens the writer of the person with a number from 2, or None if that person is committed.
-    open_other: Callable[[int], AbstractContextManager[ClipWriter | None]]
-
-    @property
-    def several(self) -> bool:
-        """Whether a clip can have several people."""
-        return not self.side and self.people != "main"
-
-    def of(self, people: Sequence[Person]) -> list[Person]:
-        """Return the people to write, at least one. The first one is committed last."""
-        if self.side:
-            return [left_and_right(people)[self.side == "right"]]
-        if self.people == "left/right":
-            return list(left_and_right(people))
-        if self.people == "all":
-            return [people[0], *(person for person in people[1:] if person.seen.sum() >= MIN_FRAMES)]
-        return [people[0]]
 
 
 def people_in(source: Source, detections: Sequence[NDArray[np.float64]], cuts: Sequence[int],
@@ -200,12 +191,9 @@ class ClipJob:
     source: Source
     writer: ClipWriter  # of the person whose commit completes the clip; all others are written before
     resources: PipelineResources
-    selection: PersonSelection
+    people: ClipPeople
+    config: ExtractConfig
     card: Card  # how crops are cut
-    detect_every: int
-    margin: float
-    views: int  # crops of each face: the plain one and its augmentations
-    embed_every: str  # a number, or auto
     # The faces that detection cut out, as far as memory allows, so that most frames are decoded once.
     pixels: FacePixels = field(default_factory=dict)
 
@@ -222,7 +210,7 @@ class ClipJob:
                     return 1
                 frame_table, people = self.writer.frame_table, 1
                 # A resumed clip has the frame table of its first person only.
-                if frame_table is None or self.selection.several:
+                if frame_table is None or self.people.several:
                     first, *others = self.detect()
                     self._write_others(others)
                     people += len(others)
@@ -254,9 +242,9 @@ class ClipJob:
         # From the writer, which also has what an earlier run detected.
         detections = self.writer.detections()
         borders = np.searchsorted(detections[:, 0], np.arange(1, len(times)))
-        people = people_in(self.source, np.split(detections[:, 1:], borders), cuts.rows, self.selection.embed_faces,
-                           self.card, {} if self.margin else self.pixels)
-        return [frame_table_of(np.array(times), person) for person in self.selection.of(people)]
+        people = people_in(self.source, np.split(detections[:, 1:], borders), cuts.rows, self.resources.embed_faces,
+                           self.card, {} if self.config.margin else self.pixels)
+        return [frame_table_of(np.array(times), person) for person in self.people.select(people)]
 
     def _blocks(self, frames: Iterator[Frame]) -> Iterator[tuple[int, list[Frame]]]:
         """Yield the frames in blocks, each with the bytes that it takes from the memory budget."""
@@ -289,12 +277,12 @@ class ClipJob:
         """Return the faces of a block, (n, 6 or 16): row, box, score, landmarks; and pixels. Runs in a pool thread."""
         columns, pixels = self.resources.columns, FacePixels()
         with self.resources.profiler.busy("detect", len(rows)):
-            faces = interpolation.interpolate_faces(images, self.resources, self.detect_every, columns)
+            faces = interpolation.interpolate_faces(images, self.resources.detect, self.config.detect_every, columns)
         for row, image, boxes in zip(rows, images, faces, strict=True):
             # Augmentations need the pixels around the face too.
-            if image is not None and len(boxes) <= MOST_KEPT and self.views == 1:
+            if image is not None and len(boxes) <= MOST_KEPT and self.config.augmentations == 1:
                 for box in boxes[:, :4]:
-                    if (found := face_pixels(self.card, image, box, self.margin)) is not None:
+                    if (found := face_pixels(self.card, image, box, self.config.margin)) is not None:
                         pixels[row, box.tobytes()] = found.copy()
         return np.concatenate([np.empty((0, 1 + columns)), *(np.column_stack([np.full(len(boxes), row), boxes])
                                                    for row, boxes in zip(rows, faces, strict=True))]), pixels
@@ -318,7 +306,7 @@ class ClipJob:
         if frame_tables and self.resources.bar.total:
             self.resources.bar.grow(self.resources.bar.total + (1 - DETECT_FRACTION) * sum(map(len, frame_tables)))
         for number, frame_table in enumerate(frame_tables, 2):
-            with self.selection.open_other(number) as writer:
+            with self.people.open_other(number) as writer:
                 if writer is not None:
                     replace(self, writer=writer).embed_boxes(frame_table)
                     writer.commit()
@@ -326,21 +314,19 @@ class ClipJob:
     def embed_boxes(self, frame_table: NDArray[np.float64]) -> None:
         """Run the CNN over the boxes of a frame table, segment by segment, and store the table too."""
         stored = frame_columns(frame_table.shape[1])
-        table, fraction = frame_table[:, :len(stored) - stored.count(EMBEDDED)], 1 - DETECT_FRACTION
-        if self.embed_every == "auto":  # the pixels decide what is embedded, so the table is complete after the last
+        table = frame_table[:, :len(stored) - stored.count(EMBEDDED)]
+        if self.config.embed_every == "auto":  # the pixels decide, so the table is complete after the last frame
             faces = (self._face(frame, table[frame.index - 1]) for frame in self._frames_of(table, range(len(table))))
-            self.writer.set_frame_table(with_embedded(table, self._embed_selected(faces, fraction)))
+            self.writer.set_frame_table(with_embedded(table, self._embed_selected(faces)))
             return
-        every, start = self.embed_every == "1", self.writer.written
+        every = self.config.embed_every == "1"
         rows = range(len(table)) if every else [face.row for face in select_frames(
             (Face(row, time_s, int(track), [], None) for row, (time_s, track) in enumerate(table[:, TIME_TRACK])),
-            self.embed_every)]
+            self.config.embed_every)]
         if self.writer.frame_table is None:
             self.writer.set_frame_table(table if every else with_embedded(table, rows))
-        crops = (self._augmented(frame, table[frame.index - 1]) for frame in self._frames_of(table, rows[start:]))
-        # Each frame counts as `views` crops in memory.
-        with closing(prefetch(crops, FACES_AHEAD // self.views)) as augmented:
-            self._embed(start, augmented, fraction, rows)
+        frames = self._frames_of(table, rows[self.writer.written:])
+        self._embed((self._augmented(frame, table[frame.index - 1]) for frame in frames), rows)
 
     def _frames_of(self, table: NDArray[np.float64], rows: Sequence[int]) -> Iterator[Frame]:
         """Yield the frames of these rows of a frame table; only those are decoded whose face is not cut out yet."""
@@ -357,23 +343,23 @@ class ClipJob:
     def _face(self, frame: Frame, row: NDArray[np.float64]) -> Face:
         """Return the face of a row of the frame table."""
         crops = self._augmented(frame, row)
-        # Of crops at several scales, (K, S, S, 3), the first.
-        small = small_gray(crops[0].reshape(-1, *crops[0].shape[-3:])[0]) if crops and self.embed_every != "1" else None
+        small = None
+        if crops and self.config.embed_every != "1":  # of crops at several scales, (K, S, S, 3), the first
+            small = small_gray(crops[0].reshape(-1, *crops[0].shape[-3:])[0])
         return Face(frame.index - 1, frame.time_s, int(row[TIME_TRACK[1]]) if crops else NO_TRACK, crops, small)
 
-    def _embed_selected(self, faces: Iterable[Face], fraction: float) -> list[int]:
+    def _embed_selected(self, faces: Iterable[Face]) -> list[int]:
         """Embed the frames that are selected of all frames of the clip, and return their rows."""
         # From the first frame on also in a resumed run: which frames are selected depends on all those before.
         written, rows = self.writer.written, []
 
         def selected() -> Iterator[AugmentedCrops]:
-            for face in faces if self.embed_every == "1" else select_frames(faces, self.embed_every):
+            for face in faces if self.config.embed_every == "1" else select_frames(faces, self.config.embed_every):
                 rows.append(face.row)
                 if len(rows) > written:
                     yield face.crops
 
-        with closing(prefetch(selected(), FACES_AHEAD // self.views)) as augmented:
-            self._embed(written, augmented, fraction, rows)
+        self._embed(selected(), rows)
         return rows
 
     def _augmented(self, frame: Frame, row: NDArray[np.float64]) -> AugmentedCrops:
@@ -381,26 +367,26 @@ class ClipJob:
         pixels = self.pixels.get((frame.index - 1, row[BOX].tobytes()))
         if pixels is not None:
             with self.resources.profiler.busy("crop", 1):
-                return crops_of(self.card, pixels, whole_picture(pixels), margin=self.margin)
+                return crops_of(self.card, pixels, whole_picture(pixels), margin=self.config.margin)
         if frame.image is None or np.isnan(row[BOX.start]):
             return []
         with self.resources.profiler.busy("crop", 1):
             augmentations = [sample_augmentation(self.writer.job.clip, frame.index, view)
-                             for view in range(1, self.views)]
-            return crops_of(self.card, frame.image, row[BOX], row[len(FRAME_COLUMNS):], margin=self.margin,
+                             for view in range(1, self.config.augmentations)]
+            return crops_of(self.card, frame.image, row[BOX], row[len(FRAME_COLUMNS):], margin=self.config.margin,
                             augmentations=augmentations)
 
     def embed_crops(self) -> None:
         """Run the CNN over pictures that are face crops; the frame table is complete after the last one."""
         times: list[float] = []
         boxes: list[NDArray[np.float64]] = []
-        rows = self._embed_selected(self._whole(times, boxes), 1.0)
+        rows = self._embed_selected(self._whole(times, boxes))
         if not times:
             raise ClipError("holds no frame", where=self.source.path)
         seen = ~np.isnan(np.array(boxes)[:, 0])
         table = frame_table_of(np.array(times), Person(
             boxes=np.array(boxes), score=np.where(seen, 1.0, np.nan), track=np.where(seen, 0, NO_TRACK)))
-        self.writer.set_frame_table(table if self.embed_every == "1" else with_embedded(table, rows))
+        self.writer.set_frame_table(table if self.config.embed_every == "1" else with_embedded(table, rows))
 
     def _whole(self, times: list[float], boxes: list[NDArray[np.float64]]) -> Iterator[Face]:
         """Yield the face of each picture, and collect time and box of all pictures."""
@@ -411,28 +397,27 @@ class ClipJob:
             row[BOX] = boxes[-1]
             yield self._face(frame, row)
 
-    def _embed(self, start: int, augmented: Iterator[AugmentedCrops], fraction: float, rows: Sequence[int]) -> int:
-        """Embed and write crops from row `start` of the arrays on, and return the row after the last.
-
-        `rows`: the frame of each row of the arrays, as far as crops were taken.
-        """
-        # A segment is written after the next one was submitted, so that the cores stay busy meanwhile.
+    def _embed(self, crops: Iterator[AugmentedCrops], rows: Sequence[int]) -> None:
+        """Embed crops and write them behind the rows that are written; `rows`: the frame of each row of the arrays."""
         before: Segment | None = None  # the one segment that is submitted and not written yet
-        while True:
-            segment = self._submit(start, augmented)
-            if before is not None:
-                self._write(before)
-                done = rows[before.start + before.rows - 1] - (rows[before.start - 1] if before.start else -1)
-                self.resources.advance(fraction * done)
-            if not segment.rows:
-                return start
-            before, start = segment, start + segment.rows
+        start = self.writer.written
+        part = 1 - DETECT_FRACTION if self.resources.detector else 1
+        # Each frame counts as several crops in memory: the plain one and its augmentations.
+        with closing(prefetch(crops, FACES_AHEAD // self.config.augmentations)) as augmented:
+            # A segment is written after the next one was submitted, so that the cores stay busy meanwhile.
+            while before is None or before.rows:
+                segment = self._submit(start, augmented)
+                if before is not None:
+                    self._write(before)
+                    done = rows[before.start + before.rows - 1] - (rows[before.start - 1] if before.start else -1)
+                    self.resources.advance(part * done)
+                before, start = segment, start + segment.rows
 
     def _submit(self, start: int, augmented: Iterator[AugmentedCrops]) -> Segment:
         """Give the crops of the next segment to the CNN; rows without a face stay zeros."""
         self.resources.cancel.check()
         batcher, rows = self.resources.batcher, 0
-        buffer = FeatureBuffer(batcher.net.shapes, SEGMENT, self.views)
+        buffer = FeatureBuffer(batcher.net.shapes, SEGMENT, self.config.augmentations)
         for row, crops in enumerate(islice(augmented, SEGMENT)):
             rows = row + 1
             for view, crop in enumerate(crops):
@@ -447,7 +432,7 @@ class ClipJob:
         for tap in batcher.net.shapes:
             rows = segment.buffer.values[tap][:segment.rows]
             values[tap] = rows[:, 0]
-            if self.views > 1 and tap in augmented_taps(batcher.net.shapes):
+            if self.config.augmentations > 1 and tap in augmented_taps(batcher.net.shapes):
                 values[tap_views(tap)] = rows[:, 1:]
         with self.resources.profiler.busy("write", segment.rows):
             self.writer.write(segment.start, values)

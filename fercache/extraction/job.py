@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 from msgspec import structs
@@ -29,7 +29,7 @@ from fercache.data import base
 from fercache.data.base import PEOPLE_COUNT, Dataset, Trial, people_of, people_stored, person_name
 from fercache.errors import ClipError, InputError, StoreError, WeightsError
 from fercache.extraction import thumbnails
-from fercache.extraction.clip import ClipJob, MultiPersonCommit, PersonSelection
+from fercache.extraction.clip import ClipJob, ClipPeople
 from fercache.extraction.run_control import Cancelled, CancelToken, never_cancelled
 from fercache.faces import crops, interpolation, tracklets
 from fercache.media import video
@@ -42,10 +42,10 @@ from fercache.store.layout import encode_name
 from fercache.store.locks import locked_clips
 from fercache.store.manifest import same_source
 from fercache.store.remote import read_pointer, write_pointer
-from fercache.workspace import Workspace
+from fercache.workspace import CURRENT, Workspace, features_folder, store_name
 
 if TYPE_CHECKING:
-    from fercache.extraction.resources import Nets
+    from fercache.extraction.resources import Nets, PipelineResources  # torch: seconds that a cached run saves
 
 log = logging.getLogger(__name__)
 
@@ -118,13 +118,6 @@ def unchanged_stamp(stored: dict[str, Any], path: Path, kind: str, strict: bool 
     return {key: now[key] for key in ("mtime_ns", "inode") if key in now} if same_source(stored, now) else None
 
 
-class HasBar(Protocol):
-    """The resources of a run: `PipelineResources` for pictures, `SoundResources` for sound."""
-
-    @property
-    def bar(self) -> ProgressBar: ...
-
-
 # Most clips that are opened to estimate the number of frames: extraction must not wait for thousands.
 OPENED_FIRST = 16
 # Smaller files may be Git LFS pointers (some 130 bytes) or web pages.
@@ -146,6 +139,10 @@ class ExtractionJob:
     nets: Nets | None = None  # loaded by `resources`
     cancel: CancelToken = field(default_factory=CancelToken)
     logged: Counter[str] = field(default_factory=Counter)  # problems by `base.pattern_of` their message
+    started_s: float = field(default_factory=time.monotonic)
+    # `bar`, `pipeline`: what the clips of this process share, while `resources` are open.
+    bar: ProgressBar = field(init=False)
+    pipeline: PipelineResources = field(init=False)
 
     def cached(self, trial: Trial) -> ClipResult | None:
         """Return the clip's result if the store holds it and its source is unchanged."""
@@ -189,7 +186,7 @@ class ExtractionJob:
                      row * frames / 1e9 * interpolation.embedded_share(FAST["embed_every"]), 100 * FAST_TIME)
         return frames
 
-    def run(self, dataset: Dataset, engine: Engine, failures_at: Path) -> tuple[ClipResult, ...]:
+    def run(self, dataset: Dataset, engine: Engine, failures_at: Path) -> ExtractReport:
         """Return the result of each clip, by name, and write those that failed to `failures_at`."""
         done = [ClipResult(clip=problem.where, state="failed", message=problem.message) for problem in dataset.problems
                 if problem.is_error]
@@ -214,31 +211,36 @@ class ExtractionJob:
             # A run that ended early without a failure proves nothing about the clips in an older list.
             if failed or sum(c.state != "left" for c in done) >= len(dataset.trials):
                 write_failures(failures_at, failed)
-        return tuple(sorted(done, key=lambda c: c.clip))
+        self.store.write_index()
+        return ExtractReport(store=self.store.path, failures_at=failures_at, fingerprint=self.store.fingerprint,
+                             clips=tuple(sorted(done, key=lambda c: c.clip)),
+                             seconds=time.monotonic() - self.started_s)
 
     def run_all(self, trials: Sequence[Trial]) -> Iterator[ClipResult]:
-        """Yield the result of each clip; a bad clip does not stop the others."""
+        """Yield the result of each clip; a bad clip does not stop the others. The default engine."""
         total = self.log_size(trials)
-        with progress_bar("extract", total) as bar, self.resources(bar, len(trials)) as (pipeline, concurrent):
-            yield from self.run_clips(pipeline, trials, concurrent)
+        with progress_bar("extract", total) as bar, self.resources(bar, len(trials)) as concurrent:
+            yield from self.run_clips(trials, concurrent)
 
     @contextmanager
-    def resources(self, bar: ProgressBar, most: int = 256) -> Iterator[tuple[HasBar, int]]:
-        """Yield what the clips of this process share, and how many of at `most` this many clips run at once."""
-        from fercache.extraction.resources import load_nets, open_resources  # torch: seconds that a cached run saves
+    def resources(self, bar: ProgressBar, most: int = 256) -> Iterator[int]:
+        """Open what the clips of this process share, and yield how many of at `most` this many clips run at once."""
+        from fercache.extraction.resources import in_flight, load_nets, open_resources
 
         nets = self.nets = self.nets or load_nets(self.config, self.cnn, self.faces)
-        concurrent = min(most, self.config.concurrent_clips or nets.in_flight)  # a single clip runs in this thread
-        with open_resources(nets, self.cancel, bar, concurrent) as pipeline:
-            yield pipeline, concurrent
-            if pipeline.profiler.line():
-                log.info("%s", pipeline.profiler.line())
+        # A single clip runs in this thread.
+        concurrent = min(most, self.config.concurrent_clips or in_flight(nets.device, nets.threads))
+        with open_resources(nets, self.cancel, bar, concurrent) as self.pipeline:
+            self.bar = bar
+            yield concurrent
+            if self.pipeline.profiler.line():
+                log.info("%s", self.pipeline.profiler.line())
 
     def for_process(self) -> dict[str, Any]:
         """Return the fields that only this kind of job has, for a job of the same kind in another process."""
         return {}
 
-    def run_clips(self, pipeline: HasBar, trials: Iterable[Trial], concurrent: int) -> Iterator[ClipResult]:
+    def run_clips(self, trials: Iterable[Trial], concurrent: int) -> Iterator[ClipResult]:
         """Yield the result of each clip as it ends, with open resources, `concurrent` clips at once.
 
         `trials`: the next one is taken when a thread is free.
@@ -251,7 +253,7 @@ class ExtractionJob:
         def turn(trial: Trial) -> ClipResult | None:
             if self.cancel.is_cancelled:
                 return self.pending(trial)
-            return None if is_locked(trial) else self.try_clip(trial, pipeline)
+            return None if is_locked(trial) else self.try_clip(trial)
 
         logged = False
         while True:
@@ -264,8 +266,8 @@ class ExtractionJob:
             if not elsewhere:
                 return
             if not logged:
-                log.info("waiting for clips of another process: %s%s", elsewhere[0].name,
-                         f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else "")
+                log.info("waiting for clips of another process: %s",
+                         base.shorten_list((trial.name for trial in elsewhere), 1))
                 logged = True
             while not self.cancel.is_cancelled and all(map(is_locked, elsewhere)):
                 time.sleep(POLL_S)
@@ -293,12 +295,12 @@ class ExtractionJob:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def try_clip(self, trial: Trial, pipeline: HasBar) -> ClipResult | None:
+    def try_clip(self, trial: Trial) -> ClipResult | None:
         """Return the result of a clip, or None if another process works on it."""
-        pipeline.bar.note(trial.name)
+        self.bar.note(trial.name)
         try:
             # Another process may have committed the clip since the run began.
-            return self.cached(trial) or self.extract_clip(trial, pipeline)
+            return self.cached(trial) or self.extract_clip(trial)
         except Cancelled:
             return self.pending(trial)
         except ClipError as error:
@@ -319,28 +321,24 @@ class ExtractionJob:
         """Return the result of a clip that is left to the next run, with an estimate of its frames."""
         return ClipResult(clip=trial.name, state="left", frames=self._stated_frames(trial))
 
-    def extract_clip(self, trial: Trial, pipeline: Any) -> ClipResult | None:
-        """Extract and commit one clip with the resources that `run_clips` got; None if another process took it first.
-        """
+    def extract_clip(self, trial: Trial) -> ClipResult | None:
+        """Extract and commit one clip with the open resources; return None if another process took it first."""
+        # The hash of every byte, by which a later run recognizes a copy of the file. Before the frames are listed: a
+        # picture that is added meanwhile makes the clip a changed one.
+        digest = media.source_digest(trial.path, trial.kind, strict=True)
         source = self.source(trial)
         if self.name(trial) in self.store:
             log.warning("%s: the source file has changed or a person is missing from the store; extracting it again",
                         trial.name)
-        # The hash of every byte, by which a later run recognizes a copy of the file.
-        commit = MultiPersonCommit(trial=trial, store=self.store, source=source.digest(strict=True),
-                                   provenance=pipeline.provenance)
-        selection = PersonSelection(people=people_of(self.store.settings), side=trial.side,
-                                    embed_faces=pipeline.embed_faces, open_other=commit.open_other)
-        with commit.open_first() as writer:
+        people = ClipPeople(trial=trial, store=self.store, source=digest, provenance=self.pipeline.provenance)
+        config, card = self.config, self.cnn.card
+        if self.faces == "cropped":  # around a picture that is a crop there is nothing
+            config, card = replace(config, margin=0.0), structs.replace(card, margin=0.0)
+        with people.open_first() as writer:
             if writer is None:
                 return None
-            # Around a picture that is a crop there is nothing.
-            margin, card = ((self.config.margin, self.cnn.card) if self.faces == "mtcnn"
-                            else (0.0, structs.replace(self.cnn.card, margin=0.0)))
-            count = ClipJob(source, writer, pipeline, selection=selection, card=card, margin=margin,
-                            detect_every=self.config.detect_every, views=self.config.augmentations,
-                            embed_every=self.config.embed_every).run()
-            manifest = writer.commit(**{PEOPLE_COUNT: count} if selection.several else {})
+            count = ClipJob(source, writer, self.pipeline, people, config, card).run()
+            manifest = writer.commit(**{PEOPLE_COUNT: count} if people.several else {})
         faces = int(self.store[self.name(trial)].frame_table["valid"].sum())
         if not faces:
             self.log_alike(logging.WARNING, trial.name, f"no face in any of its {manifest.frames} frames")
@@ -394,13 +392,8 @@ def _file_bytes(trial: Trial) -> int:
         return 0
 
 
-# Yields the result of each clip: `run_here` in this process, or an engine of `distributed`.
+# Yields the result of each clip: `ExtractionJob.run_all` in this process, or an engine of `distributed`.
 Engine: TypeAlias = Callable[[ExtractionJob, Sequence[Trial]], Iterable[ClipResult]]
-
-
-def run_here(job: ExtractionJob, trials: Sequence[Trial]) -> Iterator[ClipResult]:
-    """Yield the result of each clip as it ends; a job of sound has resources of its own."""
-    return job.run_all(trials)
 
 
 # Part of the fingerprint for everything that the code, not a setting, fixes.
@@ -482,13 +475,17 @@ def recorded_weights(cache: Path, sha256: str) -> str:
 
 def store_path(cache: Location, dataset: str, settings: dict[str, Any]) -> Location:
     """Return the path of the store of these settings."""
-    return workspace.Features(cache).store(dataset, settings["backbone"], fingerprint_of(settings))
+    return features_folder(cache, dataset) / store_name(settings["backbone"], fingerprint_of(settings))
 
 
 def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, features: Location | None = None, *,
-                    engine: Engine = run_here, failures: str = workspace.FAILURES,
+                    engine: Engine = ExtractionJob.run_all, failures: str = workspace.FAILURES,
                     stop: Callable[[], bool] = never_cancelled) -> ExtractReport:
     """Bring the store of `dataset` up to date and return the results; stored clips are not computed again.
+
+    Several runs on one store divide the clips. Each waits for those of the others and ends when every clip is done; it
+    takes over a clip whose process died. Raises InputError, WeightsError or StoreError if no clip can be extracted at
+    all; an error in a single clip goes into the report instead.
 
     Parameters
     ----------
@@ -497,16 +494,6 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     failures : file name of the list of failed clips.
     stop : called often, by several threads. Once it returns True, each clip ends at its next block or segment, and the
         remaining clips are reported as left.
-
-    Raises
-    ------
-    InputError, WeightsError, StoreError
-        No clip can be extracted at all. An error in a single clip goes into the report instead.
-
-    Notes
-    -----
-    Several runs on one store divide the clips. Each waits for those of the others and ends when every clip is done; it
-    takes over a clip whose process died.
     """
     started = time.monotonic()
     if config.embed_every != "1" and not dataset.has_clock:
@@ -528,15 +515,17 @@ def extract_dataset(dataset: Dataset, config: ExtractConfig, cache: Path, featur
     if "card" in settings and not weights.is_verified(cnn.name, Workspace(cache).weights):
         log.warning("the input of %s is not verified: its card has no vectors of the net's own library "
                     "(see `fercache weights check`)", cnn.name)
-    store = _open_or_create(path, settings, config, cnn)
-    job = ExtractionJob(config, store, faces, cnn, cancel=CancelToken(stop))
-    failures_at = Workspace(cache).failures(dataset.name, failures)
-    done = job.run(dataset, engine, failures_at)
-    report = ExtractReport(store=path, failures_at=failures_at, fingerprint=fingerprint_of(settings), clips=done,
-                           seconds=time.monotonic() - started)
-    store.write_index()
+
+    def shapes() -> dict[str, tuple[int, ...]]:
+        from fercache.backbones.backbone import shapes_of  # torch: seconds that a cached run saves
+
+        return crops.with_views(shapes_of(cnn, config.taps), config.augmentations)
+
+    store = open_or_create(path, settings, shapes)
+    job = ExtractionJob(config, store, faces, cnn, cancel=CancelToken(stop), started_s=started)
+    report = job.run(dataset, engine, Workspace(cache).failures(dataset.name, failures))
     # An interrupted run does not get here: the pointer stays at the store of the last run that ended by itself.
-    write_pointer(workspace.Features(features or cache).pointer(dataset.name), path)
+    write_pointer(features_folder(features or cache, dataset.name) / CURRENT, path)
     job.record_rate(report, cache)
     if config.thumbnails:
         written = thumbnails.write_thumbnails(base.stored_trials(dataset, store).trials, store, cache)
@@ -548,19 +537,19 @@ def current_store(cache: Location, dataset: str) -> Location:
     """Return the store of the last `extract` of this data set. Raises InputError if nothing was extracted yet."""
     store = current_store_or_none(cache, dataset)
     if store is None:
-        raise InputError("nothing was extracted yet", where=workspace.Features(cache).folder(dataset),
+        raise InputError("nothing was extracted yet", where=features_folder(cache, dataset),
                          hint="run `fercache extract` first")
     return store
 
 
 def current_store_or_none(cache: Location, dataset: str) -> Location | None:
     """Return the store of the last `extract` of this data set, or None."""
-    return read_pointer(workspace.Features(cache).pointer(dataset))
+    return read_pointer(features_folder(cache, dataset) / CURRENT)
 
 
-def _open_or_create(path: Location, settings: dict[str, Any], config: ExtractConfig,
-                    cnn: files.Weights) -> EmbeddingStore:
-    """Return the store at `path`; create it if it does not exist."""
+def open_or_create(path: Location, settings: dict[str, Any], taps: Callable[[], dict[str, tuple[int, ...]]]
+                   ) -> EmbeddingStore:
+    """Return the store at `path` for writing; create it, with the shapes that `taps` returns, if it does not exist."""
     if EmbeddingStore.exists(path):
         try:
             store = EmbeddingStore.open(path, mode="a")
@@ -569,10 +558,7 @@ def _open_or_create(path: Location, settings: dict[str, Any], config: ExtractCon
         else:
             store.sweep()
             return store
-    from fercache.backbones.backbone import shapes_of  # torch: seconds that a cached run saves
-
-    taps = crops.with_views(shapes_of(cnn, config.taps), config.augmentations)
-    return EmbeddingStore.create(path, settings, taps, repair=True)
+    return EmbeddingStore.create(path, settings, taps(), repair=True)
 
 
 def _detector_digest() -> str:

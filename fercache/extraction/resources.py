@@ -1,7 +1,4 @@
-"""What all clips of a run share: the nets, threads, batches, memory, profiler and progress bar.
-
-`acquire` and `detect` raise Cancelled when the run is cancelled.
-"""
+"""What all clips of a run share; `acquire` and `detect` raise Cancelled when the run is cancelled."""
 
 from __future__ import annotations
 
@@ -61,17 +58,11 @@ class Nets:
     provenance: dict[str, Any]  # everything that float noise depends on: equal provenance gives equal bytes
     _loading: threading.Lock = field(default_factory=threading.Lock, init=False)
 
-    @property
-    def in_flight(self) -> int:
-        """How many clips at once keep this device busy."""
-        return in_flight(self.device, self.threads)
-
     @cached_property
-    def identity(self) -> Backbone | None:
+    def identity(self) -> Backbone:
         """The net that gives identity vectors: the backbone if it has that tap, else another copy of it."""
-        if self.backbone.card.identity in self.backbone.shapes and self.load_identity is not None:
-            return self.backbone
-        return self.load_identity() if self.load_identity is not None else None
+        assert self.load_identity is not None
+        return self.backbone if self.backbone.card.identity in self.backbone.shapes else self.load_identity()
 
     def identity_net(self, run: Callable[..., list[Any]]) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
         """Return a function from crops (n, S, S, 3) to identity vectors (n, D), or None without such a net."""
@@ -79,20 +70,14 @@ class Nets:
             # `cached_property` has no lock, and several clips may ask for the net at once.
             with self._loading:
                 net = self.identity
-            assert net is not None
             return net.embed32(crops, run)[net.card.identity]
         return embed if self.load_identity is not None else None
 
 
 def load_nets(config: ExtractConfig, cnn: Weights, faces: str) -> Nets:
-    """Return detector and CNN, after setting the number of torch's threads.
+    """Return detector and CNN, after setting the number of torch's threads; raises what `Backbone.load` does.
 
     `faces`: mtcnn or cropped.
-
-    Raises
-    ------
-    InputError, MissingExtra, WeightsError
-        As `Backbone.load` raises.
     """
     device, detector = resolve_device(config.device), None
     threads = set_torch_threads(config.threads)

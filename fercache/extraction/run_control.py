@@ -81,11 +81,6 @@ def parse_time_limit(text: str) -> float:
     return seconds
 
 
-def over(ends_s: float) -> bool:
-    """Return whether the time `ends_s`, in seconds since 1970, has passed."""
-    return time.time() >= ends_s
-
-
 T = TypeVar("T")
 
 PARTS = ("decode", "detect", "crop", "cnn", "write")

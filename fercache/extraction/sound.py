@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,16 +27,16 @@ from fercache.backbones.weights import hub_folder
 from fercache.backbones.weights.files import Weights
 from fercache.config import ExtractConfig, fingerprint_of
 from fercache.data.base import Dataset, Trial, stored_trials
-from fercache.errors import InputError, MissingExtra, StoreError, WeightsError
+from fercache.errors import InputError, MissingExtra, WeightsError
 from fercache.extraction.job import (
     ClipResult,
     Engine,
     ExtractionJob,
     ExtractReport,
     current_store_or_none,
+    open_or_create,
     record_weights,
     recorded_weights,
-    run_here,
 )
 from fercache.extraction.run_control import CancelToken, never_cancelled
 from fercache.media import sound
@@ -46,7 +46,7 @@ from fercache.runtime.progress import ProgressBar
 from fercache.runtime.uri import Location
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import SEGMENT
-from fercache.workspace import Workspace
+from fercache.workspace import Workspace, features_folder, store_name
 
 log = logging.getLogger(__name__)
 
@@ -64,18 +64,6 @@ TICK = RATE // 100  # samples of the steps in which the level and the gaps of th
 BLOCK_S = 20
 """Seconds that a net reads at once, on a grid that starts with the clip: a resumed clip has the same blocks."""
 ROWS = 128  # rows that are averaged at once; it divides SEGMENT
-
-
-class SoundNet(Protocol):
-    """Features of sound, a row for each `hop` samples; the first is centered `offset` samples after the start."""
-
-    hop: int
-    offset: int
-    context_s: float  # seconds of sound before and after that a row depends on
-    spread: bool  # whether a frame gets the standard deviation over its window beside the mean
-
-    def __call__(self, samples: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """Return tap -> (H, D) of samples (S,) from -1 to 1."""
 
 
 # Log-mel bands. torch and torchvision have no mel filters; torchaudio has, but no release of it fits the pinned torch;
@@ -182,15 +170,17 @@ class HfSound:
                 for tap, layer in self.layers.items()}
 
 
+# Called with samples (S,) from -1 to 1, a net returns tap -> (H, D): a row for each `hop` samples, the first of which
+# is centered `offset` samples after the start. A row depends on `context_s` seconds of sound before and after. With
+# `spread`, a frame gets the standard deviation over its window beside the mean.
+SoundNet: TypeAlias = LogMel | EGemaps | HfSound
+
+
 def with_typed(config: ExtractConfig, typed: Mapping[str, Any], for_sound: bool) -> ExtractConfig:
     """Return the configuration for sound, of which the user gave the keys `typed` and a recipe may give others.
 
-    `for_sound`: whether the recipe itself is for sound.
-
-    Raises
-    ------
-    InputError, WeightsError
-        A typed key is for pictures.
+    `for_sound`: whether the recipe itself is for sound. Raises InputError or WeightsError if a typed key is for
+    pictures.
     """
     pictures = sorted(typed.keys() & {entry.name for entry in fields(ExtractConfig)} - READ)
     pictures += [f"taps {tap}" for tap in typed.get("taps", ()) if not is_audio(tap)]
@@ -266,74 +256,46 @@ def config_of(settings: Mapping[str, Any], cache: Path, defaults: ExtractConfig)
 
 
 def extract_sound(dataset: Dataset, config: ExtractConfig, cache: Path, features: Location | None = None, *,
-                  pictures: Location | None = None, engine: Engine = run_here, failures: str = workspace.FAILURES,
-                  stop: Callable[[], bool] = never_cancelled) -> ExtractReport:
-    """Bring the store of the sound of `dataset` up to date and return the results.
+                  pictures: Location | None = None, engine: Engine = ExtractionJob.run_all,
+                  failures: str = workspace.FAILURES, stop: Callable[[], bool] = never_cancelled) -> ExtractReport:
+    """Bring the store of the sound of `dataset` up to date; takes, returns and raises what `extract_dataset` does.
 
-    Parameters
-    ----------
-    features, engine, failures, stop : as `job.extract_dataset` takes them.
-    pictures : store whose frame tables give the rows; by default that of the last `extract`. A clip that it lacks, or
-        all without a store, get a row for each frame that decodes.
-
-    Raises
-    ------
-    InputError, WeightsError, MissingExtra, StoreError
-        No clip can be extracted at all. An error in a single clip goes into the report instead.
-
-    Notes
-    -----
-    The store does not become the data set's current one: heads join it with that of the pictures.
+    `pictures`: store whose frame tables give the rows; by default that of the last `extract`. A clip that it lacks, or
+    all without a store, get a row for each frame that decodes. The store does not become the data set's current one:
+    heads join it with that of the pictures.
     """
     started = time.monotonic()
     source = resolve_sound(config, cache)
     settings = settings_of(config, source)
-    picture_store = _open_or_none(pictures or current_store_or_none(features or cache, dataset.name))
+    place = pictures or current_store_or_none(features or cache, dataset.name)
+    picture_store = None if place is None else EmbeddingStore.open_or_none(place, log_level=logging.WARNING)
     if picture_store is not None:
         dataset = stored_trials(dataset, picture_store)
-    path = workspace.Features(features or cache).store(dataset.name, source.name, fingerprint_of(settings))
+    path = features_folder(features or cache, dataset.name) / store_name(source.name, fingerprint_of(settings))
     log.info("store %s", path)
-    store = _open_or_none(path if EmbeddingStore.exists(path) else None, mode="a")
     net: SoundNet | None = None
-    if store is None:  # a model is loaded only where it has work
-        net = _net(source, settings["taps"], config)
-        shapes: dict[str, tuple[int, ...]] = {tap: (values.shape[1] * (1 + net.spread),)
-                                              for tap, values in net(np.zeros(RATE, np.float32)).items()}
-        store = EmbeddingStore.create(path, settings, shapes, repair=True)
+
+    def shapes() -> dict[str, tuple[int, ...]]:
+        nonlocal net
+        net = _net(source, settings["taps"], config)  # a model is loaded only where it has work
+        return {tap: (values.shape[1] * (1 + net.spread),)
+                for tap, values in net(np.zeros(RATE, np.float32)).items()}
+
+    store = open_or_create(path, settings, shapes)
     # Crops have no sound; the video that they were cut from has it, by frame number.
     trials = tuple(trial if trial.video is None else replace(trial, path=trial.video, kind="video")
                    for trial in dataset.trials)
-    job = SoundJob(config, store, "", source, cancel=CancelToken(stop), net=net,
+    job = SoundJob(config, store, "", source, cancel=CancelToken(stop), started_s=started, net=net,
                    pictures=None if picture_store is None else picture_store.path, crops={
                        trial.name: trial.path.absolute() for trial in dataset.trials if trial.kind != "video"})
     failures_at = Workspace(cache).failures(dataset.name, failures.replace("failures", "failures-audio", 1))
-    done = job.run(replace(dataset, trials=trials), engine, failures_at)
-    store.write_index()
-    return ExtractReport(store=path, failures_at=failures_at, fingerprint=fingerprint_of(settings), clips=done,
-                         seconds=time.monotonic() - started)
-
-
-def _open_or_none(place: Location | None, mode: str = "r") -> EmbeddingStore | None:
-    try:
-        return None if place is None else EmbeddingStore.open(place, mode=mode)
-    except StoreError as error:
-        log.warning("%s", error)
-        return None
+    return job.run(replace(dataset, trials=trials), engine, failures_at)
 
 
 def _net(source: Weights, taps: Sequence[str], config: ExtractConfig) -> SoundNet:
     if source.name == LOGMEL:
         return LogMel()
     return EGemaps() if source.name == EGEMAPS else HfSound(source.path, taps, config.device)
-
-
-@dataclass(frozen=True)
-class SoundResources:
-    """What the clips of a run share."""
-
-    bar: ProgressBar
-    provenance: dict[str, Any]
-    pictures: EmbeddingStore | None
 
 
 @dataclass
@@ -343,10 +305,12 @@ class SoundJob(ExtractionJob):
     net: SoundNet | None = None  # if not given, loaded by `resources`
     pictures: Location | None = None  # store whose frame tables give the rows
     crops: dict[str, Path] = field(default_factory=dict)  # trials whose pictures are not those of the video -> folder
+    provenance: dict[str, Any] = field(init=False)
+    picture_store: EmbeddingStore | None = field(init=False)
 
     @contextmanager
-    def resources(self, bar: ProgressBar, most: int = 256) -> Iterator[tuple[SoundResources, int]]:
-        """Yield what the clips of this process share, and how many of at `most` this many clips run at once."""
+    def resources(self, bar: ProgressBar, most: int = 256) -> Iterator[int]:
+        """Open what the clips of this process share, and yield how many of at `most` this many clips run at once."""
         packages, threads = ["numpy", "av"], self.config.threads or len(os.sched_getaffinity(0))
         self.net = self.net or _net(self.cnn, self.store.settings["taps"], self.config)
         if isinstance(self.net, EGemaps):
@@ -354,25 +318,25 @@ class SoundJob(ExtractionJob):
         if isinstance(self.net, HfSound):
             packages += ["torch", "transformers"]
             self.net.torch.set_num_threads(1)  # clips use the cores: one each
-        provenance = {"device": getattr(self.net, "device", "cpu"), "machine": platform.machine(),
-                      "versions": {name: version(name) for name in packages}}
+        self.provenance = {"device": getattr(self.net, "device", "cpu"), "machine": platform.machine(),
+                           "versions": {name: version(name) for name in packages}}
         # The run that started the processes has opened it, so a failure here must not give other rows.
-        pictures = None if self.pictures is None else EmbeddingStore.open(self.pictures)
-        yield (SoundResources(bar, provenance, pictures),
-               min(most, self.config.concurrent_clips or threads))
+        self.picture_store = None if self.pictures is None else EmbeddingStore.open(self.pictures)
+        self.bar = bar
+        yield min(most, self.config.concurrent_clips or threads)
 
     def for_process(self) -> dict[str, Any]:
         """Return the fields that only this kind of job has."""
         place = self.pictures
         return {"pictures": place.absolute() if isinstance(place, Path) else place, "crops": self.crops}
 
-    def extract_clip(self, trial: Trial, pipeline: SoundResources) -> ClipResult | None:
+    def extract_clip(self, trial: Trial) -> ClipResult | None:
         """Extract and commit the sound of one clip; return None if another process took it first."""
         source = media.source_digest(trial.path, trial.kind, strict=True)
-        with self.store.writer(trial.name, source=source, provenance=pipeline.provenance) as writer:
+        with self.store.writer(trial.name, source=source, provenance=self.provenance) as writer:
             if writer is None:
                 return None
-            index, time_s, at_s = self._rows(trial, pipeline.pictures)
+            index, time_s, at_s = self._rows(trial)
             half_s, last_s = self.config.audio_window_s / 2, float(np.nanmax(at_s, initial=0.0))
             one = Sound(samples=np.zeros(0, np.int16), parts=())
             if trial.kind == "video":
@@ -388,15 +352,14 @@ class SoundJob(ExtractionJob):
                 part = slice(writer.written, writer.written + SEGMENT)
                 writer.write(writer.written, rows.read(at_s[part], audible[part], self.store.taps))
             manifest = writer.commit()
-        pipeline.bar.advance(manifest.frames)
+        self.bar.advance(manifest.frames)
         if not audible.any():
             self.log_alike(logging.WARNING, trial.name, f"no sound in any of its {manifest.frames} frames")
         return ClipResult(clip=trial.name, state="computed", frames=manifest.frames, faces=int(audible.sum()))
 
-    def _rows(self, trial: Trial, pictures: EmbeddingStore | None
-              ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    def _rows(self, trial: Trial) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Return number, time and place in the sound (both in seconds) of each row; NaN without a place."""
-        folder = self.crops.get(trial.name)
+        folder, pictures = self.crops.get(trial.name), self.picture_store
         if pictures is not None and trial.name in pictures:
             table = pictures[trial.name].frame_table
             index, time_s = table["index"].copy(), table["time_s"].copy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,14 +28,10 @@ Picture = NDArray[np.uint8]
 
 def crop_face(image: Picture, box: NDArray[np.float64], size: int = 160, margin: float = 0.0, card: Card = FACENET
               ) -> Picture:
-    """Return the face in `box` as a square (size, size, 3).
+    """Return the face in `box` (x1, y1, x2, y2 in pixels) of a picture (H, W, 3) as a square (size, size, 3).
 
-    Parameters
-    ----------
-    image : (H, W, 3).
-    box : x1, y1, x2, y2 in pixels.
-    margin : border around the box, as a fraction of its longer side, half of it on each side.
-    card : the net's interpolation, and whether it sees the middle of the region only.
+    `margin`: border around the box, as a fraction of its longer side, half of it on each side. `card`: the net's
+    interpolation, and whether it sees the middle of the region only.
     """
     # Equals facenet-pytorch's `extract_face` on PIL pictures: corners truncated to whole pixels inside the picture,
     # then a bilinear resize that ignores the aspect ratio. Its published distances were measured with such crops.
@@ -134,10 +130,8 @@ def crops_of(card: Card, image: Picture, box: NDArray[np.float64], points: NDArr
              margin: float = 0.0, augmentations: Sequence[Augmentation] = ()) -> list[Picture]:
     """Return the face in `box`, plain and then in each augmentation: (S, S, 3), or (K, S, S, 3) at several scales.
 
-    Parameters
-    ----------
-    points : (10,) landmarks, or (0,); without them, a card that asks for alignment gets those of a typical face.
-    margin : as for `crop_face`; 0: that of the card.
+    `points`: (10,) landmarks, or (0,); without them, a card that asks for alignment gets those of a typical face.
+    `margin`: as for `crop_face`; 0: that of the card.
     """
     views: list[list[Picture]] = []
     for scale in card.scales:
@@ -184,11 +178,6 @@ class Augmentation:
     angle: float = 0.0  # rotation of the camera in radians
     light: float = 1.0  # factor on every pixel value
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the view shows exactly the box."""
-        return (self.right, self.down, self.zoom, self.angle) == (0.0, 0.0, 1.0, 0.0)
-
 
 def sample_augmentation(clip: str, frame: int, view: int) -> Augmentation:
     """Return the augmentation of a view of a frame of a clip; views and frames count from 1."""
@@ -203,16 +192,12 @@ def sample_augmentation(clip: str, frame: int, view: int) -> Augmentation:
 
 def apply_augmentation(plain: Picture, image: Picture, region: Region, augmentation: Augmentation,
                        card: Card = FACENET) -> Picture:
-    """Return a view, of the size of the `plain` crop, (S, S, 3).
+    """Return a view, of the size of the `plain` crop, (S, S, 3), which shows the `region` of the frame (H, W, 3).
 
-    Parameters
-    ----------
-    image : the frame, (H, W, 3). Pixels around the region come from it, so that no border shows; beyond the frame its
-        edge is repeated.
-    region : what the plain crop shows.
+    Pixels around the region come from the frame, so that no border shows; beyond the frame its edge is repeated.
     """
     view = plain
-    if not augmentation.is_plain:
+    if replace(augmentation, mirrored=False, light=1.0) != Augmentation():  # it shows another region
         sine, cosine = math.sin(augmentation.angle), math.cos(augmentation.angle)
         shift = np.array([augmentation.right, augmentation.down]) * region.sides
         view = _cut(image, Region(center=region.center + region.rotation @ shift,

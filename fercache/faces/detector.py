@@ -1,16 +1,15 @@
-"""Face detection with MTCNN: boxes and scores of the faces in pictures.
-
-Runs facenet-pytorch's three nets with a driver of its own, which gives the library's boxes in a fraction of the time.
-The library averages each scale, and each candidate, from the picture anew, and runs the nets in a layout in which
-pooling is slow. Here an integral image gives the mean over any rectangle from four values, for all candidates at once,
-and the nets run channels-last, or in OpenVINO. Sums are integers and means are rounded once, so boxes differ by float
-noise only.
-"""
+"""Face detection with MTCNN: boxes and scores of the faces in pictures."""
+# Runs facenet-pytorch's three nets with a driver of its own, which gives the library's boxes in a fraction of the time.
+# The library averages each scale, and each candidate, from the picture anew, and runs the nets in a layout in which
+# pooling is slow. Here an integral image gives the mean over any rectangle from four values, for all candidates at
+# once, and the nets run channels-last, or in OpenVINO. Sums are integers and means are rounded once, so boxes differ by
+# float noise only.
 
 from __future__ import annotations
 
 import math
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -21,6 +20,7 @@ from PIL import Image
 
 from fercache.backbones import facenet
 from fercache.backbones.onnx import openvino_runtime
+from fercache.faces.tracklets import rounded_faces
 from fercache.runtime.devices import map_threads, synchronize_device
 
 CELL_PX, STRIDE_PX = 12, 2  # receptive field and stride of the first net
@@ -64,7 +64,7 @@ class Mtcnn:
         if backend == "openvino":
             return cls([_OpenVinoNet(net) for net in layers], min_face_px, torch.device(device))
         library.pnet.pool1 = HalvingPool()  # torch's pooling is slow on channels-last tensors
-        nets = [_TorchNet(net.to(memory_format=torch.channels_last)) for net in layers]
+        nets = [_of_pixels(net.to(memory_format=torch.channels_last)) for net in layers]
         # Other threads run the nets in streams of their own, which do not wait for the copies made here.
         synchronize_device(device)
         return cls(nets, min_face_px, torch.device(device))
@@ -143,17 +143,10 @@ PixelNet: TypeAlias = Callable[[Tensor], Sequence[Tensor]]
 """Pixels (B, h, w, 4), of which the last channel is ignored -> moves, landmarks (third net only) and scores."""
 
 
-class _TorchNet(torch.nn.Module):
-    """One of MTCNN's nets, from pixels on."""
-
-    def __init__(self, net: torch.nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, pixels: Tensor) -> Sequence[Tensor]:
-        # permute alone: the memory stays channels-last, the layout in which the nets run.
-        outputs: Sequence[Tensor] = self.net(((pixels[..., :3] - CENTER) * SCALE).permute(0, 3, 1, 2))
-        return outputs
+def _of_pixels(net: torch.nn.Module) -> PixelNet:
+    """Return one of MTCNN's nets as a function of pixels."""
+    # permute alone: the memory stays channels-last, the layout in which the nets run.
+    return lambda pixels: net(((pixels[..., :3] - CENTER) * SCALE).permute(0, 3, 1, 2))
 
 
 class HalvingPool(torch.nn.Module):
@@ -221,9 +214,7 @@ class _OpenVinoNet:
 class IntegralImage:
     """Sums of all pixels above and to the left of each pixel; they give the mean over any rectangle in four reads.
 
-    Attributes
-    ----------
-    pyramid : all pictures, pixels averaged, at each of the `sizes` (h, w): (B, h, w, 4) float32.
+    `pyramid`: all pictures, pixels averaged, at each of the `sizes` (h, w): (B, h, w, 4) float32.
     """
     # Sums are stored in 32 bits and may wrap around; differences over rectangles up to eight million pixels do not. A
     # fourth channel, which holds nothing of use, makes a pixel one unit of 16 bytes, which one read returns.
@@ -361,17 +352,13 @@ TRUNCATED_PX = np.array([1.5, 1.5, 0.5, 0.5, 0, *[0.5] * 2 * len(LANDMARKS)])
 """Bias of MTCNN's x1, y1, x2, y2 and landmarks (the score between them has none), in pixels of its input. Its driver
 truncates candidates to whole pixels (half a pixel on average) and starts one pixel further left and up, for which it
 corrects the landmarks only."""
-BOX_STEPS = 16  # boxes are rounded to 1 / BOX_STEPS px, since MTCNN's noise between batches is at most 1e-4 px
-SCORE_DIGITS = 4
 
 
 class Detector:
     """Face detector: MTCNN for faces of at least `min_face_px` with a score of at least `min_score`.
 
-    Parameters
-    ----------
-    detect_px : longer side to which larger pictures are scaled down before detection; 0 never scales.
-    backend : what runs the nets, see `Mtcnn.load`.
+    `detect_px`: longer side to which larger pictures are scaled down before detection; 0 never scales. `backend`: what
+    runs the nets, see `Mtcnn.load`.
     """
     # Boxes depend by up to 1e-4 px on the other pictures of the batch (callers fix the batches) and on the number of
     # threads (here each batch has one thread, and batches run in parallel). So boxes and scores are rounded.
@@ -387,21 +374,22 @@ class Detector:
                landmarks: bool = False) -> list[NDArray[np.float64]]:
         """Return the faces of each picture, (n, 5): x1, y1, x2, y2 in pixels and the score; the largest first.
 
-        Parameters
-        ----------
-        images : pictures (H, W, 3), of one size or of several.
-        run : computes the batches, as `devices.map_threads` does.
-        landmarks : return (n, 15), with x and y of each of LANDMARKS after the score.
+        `images`: (H, W, 3), of one size or of several. `run`: computes the batches, as `devices.map_threads` does.
+        `landmarks`: return (n, 15), with x and y of each of LANDMARKS after the score.
         """
         columns = COLUMNS if landmarks else 5
         detected = [np.empty((0, columns)) for _ in images]
         scale = [min(1.0, self.detect_px / max(image.shape[:2])) if self.detect_px else 1.0 for image in images]
         inputs = [image if by == 1 else _reduced(image, by) for image, by in zip(images, scale, strict=True)]
-        by_size: dict[tuple[int, int], list[int]] = {}
+        by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, image in enumerate(images):
-            by_size.setdefault((image.shape[0], image.shape[1]), []).append(i)
-        batches = [batch for rows in by_size.values()
-                   for batch in self._batches(inputs[rows[0]].shape, scale[rows[0]], rows)]
+            by_size[image.shape[:2]].append(i)
+        batches: list[list[int]] = []
+        for rows in by_size.values():
+            height, width = inputs[rows[0]].shape[:2]
+            if min(height, width) >= self._smallest(scale[rows[0]]):  # else the pyramid has no scale: there is no face
+                step = max(1, min(self.batch, BATCH_PIXELS // (height * width)))
+                batches += [rows[start:start + step] for start in range(0, len(rows), step)]
         results = run(lambda batch: self.net(scale[batch[0]]).detect(np.stack([inputs[i] for i in batch])),
                       batches, self.device)
         for batch, results_of_batch in zip(batches, results, strict=True):
@@ -424,20 +412,12 @@ class Detector:
         """Return the smallest face to detect, in pixels of MTCNN's input; its first net needs 12."""
         return max(12, round(self.min_face_px * scale))
 
-    def _batches(self, shape: tuple[int, ...], scale: float, rows: list[int]) -> list[list[int]]:
-        """Return the pictures `rows`, all of one size, in batches."""
-        if min(shape[:2]) < self._smallest(scale):  # the pyramid has no scale, so no face can be found
-            return []
-        step = max(1, min(self.batch, BATCH_PIXELS // (shape[0] * shape[1])))
-        return [rows[start:start + step] for start in range(0, len(rows), step)]
-
     def _filtered(self, faces: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Return the faces with a sufficient score, rounded, and their boxes clipped to the picture."""
         height, width = shape
         faces = faces[np.isfinite(faces[:, :5]).all(axis=1)]  # the rest cannot be rounded
-        rounded = (faces * BOX_STEPS).round() / BOX_STEPS
+        rounded = rounded_faces(faces)
         rounded[:, :4] = rounded[:, :4].clip(0, [width, height, width, height])
-        rounded[:, 4] = faces[:, 4].round(SCORE_DIGITS)
         has_area = (rounded[:, 2] - rounded[:, 0] >= 1) & (rounded[:, 3] - rounded[:, 1] >= 1)
         return rounded[has_area & (rounded[:, 4] >= self.min_score)]
 

@@ -30,11 +30,10 @@ def crops_to_embed(tracklets: Tracklets) -> Ints:
     if len(wanted) < 2:  # nothing to compare with, so the CNN need not run
         return np.empty(0, np.int64)
     wanted = wanted[np.argsort(-tracklets.weight()[wanted], kind="stable")[:MAX_TRACKLETS]]
-    order = np.argsort(tracklets.tracklet, kind="stable")
-    edges = np.searchsorted(tracklets.tracklet[order], np.arange(tracklets.count + 1))
+    faces_of = np.split(np.argsort(tracklets.tracklet, kind="stable"), sizes.cumsum()[:-1])
     best = area(tracklets.faces) * tracklets.faces[:, 4]
     chosen = [part[best[part].argmax()] for number in wanted
-              for part in np.array_split(order[edges[number]:edges[number + 1]], min(MAX_CROPS, sizes[number]))]
+              for part in np.array_split(faces_of[number], min(MAX_CROPS, sizes[number]))]
     return np.sort(np.array(chosen, np.int64))
 
 
@@ -49,7 +48,7 @@ def cluster_tracklets(tracklets: Tracklets, vectors: Mapping[int, Floats]) -> li
     # Agglomerative clustering: the pair whose cosine exceeds its threshold most is joined first, its mean vector stands
     # for both, and so on. Two tracklets that share a frame are never joined. A tracklet without a vector is joined to
     # the one that it continues by overlap.
-    clusters = _Clusters.of(tracklets, vectors)
+    clusters = _Clusters(tracklets, vectors)
     while (pair := clusters.best_pair()) is not None:
         clusters.join(*pair)
     label = clusters.label
@@ -67,45 +66,37 @@ def heaviest_first(label: Ints, weight: Floats) -> list[Ints]:
     return [np.flatnonzero(label == i) for i in np.argsort(-total, kind="stable") if (label == i).any()]
 
 
-@dataclass
 class _Clusters:
-    """Tracklets while they are joined."""
+    """Tracklets while they are joined; at first each is a cluster of its own."""
 
-    label: Ints  # (S,) the tracklet that represents each tracklet's person
-    together: Bools  # (S, S) whether two single tracklets share a frame
-    # (V,) the tracklets with a vector. The fields below have a row for each of them; a joined person uses the row
-    # of one of its tracklets.
-    embedded: Ints
-    # `vector`, `count`: (V, D) and (V,) mean vector, and the number of tracklets that it averages.
-    vector: Floats
-    count: Floats
-    threshold: Floats  # (V, V) least cosine to join the two
-    disjoint: Bools  # (V, V) whether the two must stay apart, because they share a frame or because the row is used up
-    excess: Floats  # (V, V) cosine minus threshold; -inf where `disjoint`
-
-    @classmethod
-    def of(cls, tracklets: Tracklets, vectors: Mapping[int, Floats]) -> _Clusters:
-        """Return one cluster per tracklet."""
-        embedded, together = np.array(sorted(vectors), np.int64), tracklets.together()
+    def __init__(self, tracklets: Tracklets, vectors: Mapping[int, Floats]) -> None:
+        self.label = np.arange(tracklets.count)  # (S,) the tracklet that represents each tracklet's person
+        self.together = tracklets.together()  # (S, S) whether two single tracklets share a frame
         threshold = np.full((tracklets.count, tracklets.count), JOIN)
         small = tracklets.size() < SMALL_PX
         threshold[small] = threshold[:, small] = np.inf
         first, second = tracklets.competitors.T
         # After the line on small faces: a small face may still continue a competitor, since position supports it.
         threshold[first, second] = threshold[second, first] = JOIN_NEAR
-        inner = np.ix_(embedded, embedded)
-        vector = np.stack([vectors[i] for i in embedded]) if len(embedded) else np.empty((0, 1))
-        disjoint = together[inner] | np.eye(len(embedded), dtype=bool)
-        return cls(label=np.arange(tracklets.count), together=together, embedded=embedded, vector=vector,
-                   count=np.ones(len(embedded)), threshold=threshold[inner], disjoint=disjoint,
-                   excess=np.where(disjoint, -np.inf, vector @ vector.T - threshold[inner]))
+        # (V,) the tracklets with a vector. The fields below have a row for each of them; a joined person uses the row
+        # of one of its tracklets.
+        self.embedded = np.array(sorted(vectors), np.int64)
+        inner = np.ix_(self.embedded, self.embedded)
+        # (V, D) and (V,) mean vector, and the number of tracklets that it averages.
+        self.vector = np.stack([vectors[i] for i in self.embedded]) if vectors else np.empty((0, 1))
+        self.count = np.ones(len(self.embedded))
+        self.threshold = threshold[inner]  # (V, V) least cosine to join the two
+        # (V, V) whether the two must stay apart, because they share a frame or because the row is used up.
+        self.disjoint = self.together[inner] | np.eye(len(self.embedded), dtype=bool)
+        # (V, V) cosine minus threshold.
+        self.excess = np.where(self.disjoint, -np.inf, self.vector @ self.vector.T - self.threshold)
 
     def best_pair(self) -> tuple[int, int] | None:
         """Return the rows of the pair with the largest excess; None where no pair reaches its threshold."""
-        if not self.excess.size:
+        if self.excess.max(initial=-np.inf) < 0:
             return None
-        i, j = divmod(int(self.excess.argmax()), len(self.excess))
-        return (min(i, j), max(i, j)) if self.excess[i, j] >= 0 else None
+        i, j = sorted(divmod(int(self.excess.argmax()), len(self.excess)))
+        return i, j
 
     def join(self, i: int, j: int) -> None:
         """Merge row `j` into row `i`."""
@@ -154,49 +145,25 @@ def choose_person(frame: Ints, faces: Floats, track: Ints) -> Ints:
     count = int(track.max()) + 1
     order = np.argsort(track, kind="stable")
     edges = np.searchsorted(track[order], np.arange(count + 1))
-    first, last = order[edges[:-1]], order[edges[1:] - 1]
-    lengths, covered = np.diff(edges), area(faces)
-    tracks = _Tracks(start=frame[first], stop=frame[last], first=faces[first, :4], last=faces[last, :4],
-                     length=lengths, weight=np.asarray(np.bincount(track, covered * faces[:, 4], count), np.float64),
-                     size=np.bincount(track, covered, count) / lengths)
-    members = np.zeros(count, bool)
-    others = np.zeros_like(members)
-    by_weight = np.argsort(-tracks.weight, kind="stable")
+    begins, ends = order[edges[:-1]], order[edges[1:] - 1]  # the first and the last face of each track
+    start, stop, lengths, covered = frame[begins], frame[ends], np.diff(edges), area(faces)
+    by_weight = np.argsort(-np.bincount(track, covered * faces[:, 4], count), kind="stable")
+    size = np.bincount(track, covered, count) / lengths
     main = by_weight[0]
-    for candidate in by_weight:
-        if candidate != main and not tracks.may_return(candidate, main, members, others):
-            continue
+    may_return = (lengths >= MIN_RETURN) & (size >= MIN_RETURN_AREA * size[main])
+    may_return[main] = True
+    members, others = np.zeros((2, count), bool)
+    for candidate in by_weight[may_return[by_weight]]:
+        if others.any():
+            # Distance from where each track ended to where this one begins; the other way round for later tracks.
+            later = (start > stop[candidate])[:, None]
+            distance = apart(np.where(later, faces[begins, :4], faces[ends, :4]),
+                             np.where(later, faces[ends[candidate], :4], faces[begins[candidate], :4]))
+            if others[candidate] or distance[members].min() > distance[others].min():
+                continue
         members[candidate] = True
-        others |= tracks.together(candidate) & ~members
+        others |= (start <= stop[candidate]) & (stop >= start[candidate]) & ~members
     return np.flatnonzero(members)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Tracks:
-    """Per track (S,): first and last row, first and last box (S, 4), sum of area x score, mean area, frames."""
-
-    start: Ints
-    stop: Ints
-    first: Floats
-    last: Floats
-    weight: Floats
-    size: Floats
-    length: Ints
-
-    def together(self, track: int) -> Bools:
-        """Return (S,) whether each track overlaps `track` in time."""
-        return np.asarray((self.start <= self.stop[track]) & (self.stop >= self.start[track]))
-
-    def may_return(self, track: int, main: int, members: Bools, others: Bools) -> bool:
-        """Return whether `track` may be the main person who returns."""
-        if others[track] or self.length[track] < MIN_RETURN or self.size[track] < MIN_RETURN_AREA * self.size[main]:
-            return False
-        if not others.any():
-            return True
-        # Distance from where each track ended to where `track` begins; the other way round for later tracks.
-        later = (self.start > self.stop[track])[:, None]
-        distance = apart(np.where(later, self.first, self.last), np.where(later, self.last[track], self.first[track]))
-        return bool(distance[members].min() <= distance[others].min())
 
 
 # A person's boxes, frame by frame.

@@ -1,24 +1,21 @@
 """Faces of every frame from a detector that runs on some frames only; boxes in between are interpolated.
 
-Where interpolation is uncertain, the detector runs on more frames, in the worst case on every frame. `select_frames`
-decides in the same spirit which faces the CNN embeds; the reader of a store interpolates between them.
+`select_frames` chooses the faces that the CNN embeds; the reader of a store interpolates between them.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fercache.faces.tracklets import NONE, SAME_IOU, iou, match
+from fercache.faces.tracklets import NONE, SAME_IOU, Floats, Ints, iou, matched, rounded_faces
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Picture = NDArray[np.uint8]
 
 SURE_IOU = 0.6  # least IoU of a face at the two ends of a span to assume that it moved in a straight line
@@ -29,26 +26,17 @@ GRAIN_PX, FACE_PX = 48, 16
 INTERPOLATION_VERSION = 4
 """Increased whenever interpolated boxes change: 2 compares the pixels of the face to find jumps, 3 detected uncertain
 faces in regions of interest, 4 detects them in whole frames."""
-STEPS = 16  # interpolated boxes are rounded to 1 / STEPS px, as detected ones are
-SCORE_DIGITS = 4
 
 
-class FaceDetector(Protocol):
-    """Detects the faces (n, 5) of pictures: x1, y1, x2, y2 in pixels and the score."""
-
-    def detect(self, pictures: Sequence[Picture]) -> Sequence[Floats]:
-        """Return the faces of each picture."""
+Detect = Callable[[Sequence[Picture]], Sequence[Floats]]
+"""Returns the faces (n, 5) of pictures: x1, y1, x2, y2 in pixels and the score."""
 
 
-def interpolate_faces(images: Sequence[Picture | None], detector: FaceDetector, every: int, columns: int = 5
-                      ) -> list[Floats]:
-    """Return the faces of each picture, (n, 5): x1, y1, x2, y2 in pixels and the score; none for a missing picture.
+def interpolate_faces(images: Sequence[Picture | None], detect: Detect, every: int, columns: int = 5) -> list[Floats]:
+    """Return the faces of consecutive frames, (n, 5): x1, y1, x2, y2 in pixels and the score; none without a picture.
 
-    Parameters
-    ----------
-    images : consecutive frames.
-    every : interval of the frames that the detector always sees, besides the last one; 1 means every frame.
-    columns : of the detector's faces: 5, or 15 with landmarks, which are interpolated as boxes are.
+    `every`: interval of the frames that the detector always sees, besides the last one; 1 means every frame. `columns`:
+    of the detector's faces: 5, or 15 with landmarks, which are interpolated as boxes are.
     """
     # Between two detected frames, a face is interpolated linearly if it is in both, overlaps itself by SURE_IOU, scores
     # SURE_SCORE in both, and the pixels in the moved box never jump. For any other face the detector runs on the frame
@@ -56,7 +44,7 @@ def interpolate_faces(images: Sequence[Picture | None], detector: FaceDetector, 
     # sides of a shot boundary, so nothing is interpolated across it.
     rows = [row for row, image in enumerate(images) if image is not None]
     faces = [np.empty((0, columns)) for _ in images]
-    block = _Block([image for image in images if image is not None], detector, columns)
+    block = _Block([image for image in images if image is not None], detect, columns)
     for row, faces_of_row in zip(rows, block.interpolated(every), strict=True):
         faces[row] = faces_of_row
     return faces
@@ -75,8 +63,8 @@ class UncertainSpan(NamedTuple):
 class _Block:
     """Consecutive pictures with their faces."""
 
-    def __init__(self, images: list[Picture], detector: FaceDetector, columns: int) -> None:
-        self.images, self.detector, self.columns = images, detector, columns
+    def __init__(self, images: list[Picture], detect: Detect, columns: int) -> None:
+        self.images, self.detect, self.columns = images, detect, columns
         self.detected: dict[int, Floats] = {}  # row -> faces (n, 5)
         self.interpolated_faces: dict[int, list[Floats]] = defaultdict(list)  # row -> faces in parts (n, 5)
 
@@ -99,7 +87,7 @@ class _Block:
 
     def _detect(self, rows: list[int]) -> None:
         """Run the detector on some pictures."""
-        self.detected.update(zip(rows, self.detector.detect([self.images[row] for row in rows]), strict=True))
+        self.detected.update(zip(rows, self.detect([self.images[row] for row in rows]), strict=True))
 
     def _faces_of(self, row: int) -> Floats:
         """Return the interpolated faces of a picture, (n, 5)."""
@@ -176,22 +164,17 @@ def _face_grid(image: Picture, faces: Floats) -> NDArray[np.float32]:
 
 def _pairs(first: Floats, last: Floats) -> tuple[Ints, Ints]:
     """Return for each face of `last` its index in `first`, NONE for none; and the indices of `last` that are sure."""
-    place = match(first[:, :4], last[:, :4])
+    overlap = iou(first[:, :4], last[:, :4])
+    place = matched(overlap)
     pair = np.flatnonzero(place != NONE)
-    overlaps = iou(first[:, :4], last[:, :4])[place[pair], pair] >= SURE_IOU
-    return place, pair[overlaps & (np.minimum(first[place[pair], 4], last[pair, 4]) >= SURE_SCORE)]
+    scores = np.minimum(first[place[pair], 4], last[pair, 4])
+    return place, pair[(overlap[place[pair], pair] >= SURE_IOU) & (scores >= SURE_SCORE)]
 
 
 def interpolate_boxes(first: Floats, last: Floats, start: int, stop: int) -> dict[int, Floats]:
     """Return the faces (n, 5) of each row between two, boxes and scores interpolated linearly and rounded."""
-    interpolated = {}
-    for i in range(start + 1, stop):
-        fraction = (i - start) / (stop - start)
-        faces = (1 - fraction) * first + fraction * last
-        rounded = (faces * STEPS).round() / STEPS
-        rounded[:, 4] = faces[:, 4].round(SCORE_DIGITS)
-        interpolated[i] = rounded
-    return interpolated
+    fractions = {row: (row - start) / (stop - start) for row in range(start + 1, stop)}
+    return {row: rounded_faces((1 - by) * first + by * last) for row, by in fractions.items()}
 
 
 # Which frames the CNN embeds. A reader interpolates between two embedded frames, so both ends of every unbroken run of
@@ -229,13 +212,11 @@ def embedded_share(every: str) -> float:
 
 
 def select_frames(faces: Iterable[Face], every: str) -> Iterator[Face]:
-    """Yield those of a clip's frames that are embedded, at least one.
+    """Yield those of all frames of a clip that are embedded, at least one.
 
-    Parameters
-    ----------
-    faces : every frame of the clip. The small pictures may be missing if `every` is a number and tracks end at cuts.
-    every : a number, or auto: a frame is embedded where the small pictures between it and the last embedded frame are
-        not what linear interpolation gives, and after EMBED_S.
+    `every`: a number, or auto: a frame is embedded where the small pictures between it and the last embedded frame are
+    not what linear interpolation gives, and after EMBED_S. With a number, and tracks that end at cuts, the small
+    pictures may be missing.
     """
     first: Face | None = None  # of the clip, while no frame is embedded
     last: Face | None = None  # the last embedded frame of the run

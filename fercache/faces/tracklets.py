@@ -21,11 +21,6 @@ SAME_IOU = 0.5  # least IoU at which two boxes in one picture are the same face,
 NONE = -1
 
 
-def match(old: Floats, new: Floats) -> Ints:
-    """Return for each box of `new` (n, 4) the index of its match in `old` (m, 4), -1 for none."""
-    return matched(iou(old, new))
-
-
 def matched(overlap: Floats) -> Ints:
     """Return for each column of `overlap` (m, n) its matched row, -1 for none; greedy, the largest overlap first."""
     place = np.full(overlap.shape[1], NONE, np.int64)
@@ -53,6 +48,17 @@ def area(boxes: Floats) -> Floats:
     return np.asarray((boxes[:, 2:4] - boxes[:, :2]).clip(0).prod(axis=1))
 
 
+BOX_STEPS = 16  # boxes are rounded to 1 / BOX_STEPS px, since MTCNN's noise between batches is at most 1e-4 px
+SCORE_DIGITS = 4
+
+
+def rounded_faces(faces: Floats) -> Floats:
+    """Return faces (n, 5 or 15) with coordinates and score rounded."""
+    rounded = (faces * BOX_STEPS).round() / BOX_STEPS
+    rounded[:, 4] = faces[:, 4].round(SCORE_DIGITS)
+    return np.asarray(rounded)
+
+
 def apart(a: Floats, b: Floats) -> Floats:
     """Return the distance (n,) between the centers of boxes (n, 4) and (n, 4), in sizes of the face in `b`."""
     distance = np.abs((a[:, :2] + a[:, 2:4] - b[:, :2] - b[:, 2:4]) / 2).max(axis=1)
@@ -63,8 +69,6 @@ def apart(a: Floats, b: Floats) -> Floats:
 
 PEOPLE_VERSION = 2
 """Increased whenever the code assigns boxes to persons differently. Version 1 linked by overlap only."""
-
-
 MAX_GAP = 15  # frames without a face that a tracklet survives: half a second, in which the detector may miss the face
 COMPETITOR_IOU = 0.5
 """Fraction of the best overlap from which another one competes: position then does not decide which is which."""
@@ -116,10 +120,8 @@ class Tracklets:
 def link_tracklets(detections: Sequence[Floats], cuts: Collection[int] = ()) -> Tracklets:
     """Return the tracklets of a clip's faces, numbered in the order in which they begin.
 
-    Parameters
-    ----------
-    detections : faces of each frame, (n, 5): x1, y1, x2, y2, score; or (n, 15) with landmarks.
-    cuts : first row of each new scene; no tracklet crosses one.
+    `detections`: faces of each frame, (n, 5): x1, y1, x2, y2, score; or (n, 15) with landmarks. `cuts`: first row of
+    each new scene; no tracklet crosses one.
     """
     # Greedy: of the tracklets seen within the last MAX_GAP frames and the faces of a frame, the pair with the largest
     # overlap is linked first. Where another face or tracklet overlaps by COMPETITOR_IOU of that, a new tracklet begins;

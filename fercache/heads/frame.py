@@ -15,8 +15,7 @@ from fercache.errors import InputError
 from fercache.heads.base import Head
 from fercache.heads.registry import HeadSettings
 
-TAIL_BLOCKS = ("repeat_2", "mixed_7a", "repeat_3", "block8")
-"""Blocks of InceptionResnetV1 in execution order, from the first one whose map can be fine-tuned from."""
+TAIL_BLOCKS = ("repeat_2", "mixed_7a", "repeat_3", "block8")  # in execution order, from the first map to fine-tune from
 TAIL_CHANNELS = 1792  # channels after the last block
 
 

@@ -7,7 +7,7 @@ To add a head, write its class in a module of `fercache/heads/` and register it 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +44,10 @@ class HeadSettings:
     finetune_tap: str = ""  # spatial tap from which the backbone's own pretrained blocks are trained, "" for none
 
 
-# Keys that belong to a training; all others give the net its shape, which starter weights need.
-_TRAINING_KEYS = frozenset((
-    "window_s", "step_s", "batch", "lr", "weight_decay", "epochs", "patience", "optimizer", "loss", "dropout",
-    "label_smoothing", "ema", "noise", "mixup", "time_mask_s", "precision"))
-
-
 def with_shape_of(settings: HeadSettings, other: HeadSettings) -> HeadSettings:
-    """Return the settings with the net of `other`: its width and everything else that shapes its weights."""
-    return replace(settings, **{entry.name: getattr(other, entry.name) for entry in fields(other)
-                                if entry.name not in _TRAINING_KEYS})
+    """Return the settings with everything that shapes the weights of the net of `other`; the rest is training."""
+    return replace(settings, width=other.width, depth=other.depth, temporal_input=other.temporal_input,
+                   clip_level=other.clip_level, finetune_tap=other.finetune_tap)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,7 @@ from fercache.heads.base import AttentionPooling, Head
 from fercache.heads.registry import HeadSettings
 
 HEAD_WIDTH = 16  # values of a row per attention head
-SLOPES = (0.05, 8.0)
-"""Decay of attention per second at the start of training, from the head with the widest view to the narrowest."""
+SLOPES = (0.05, 8.0)  # decay of attention per second at the start of training, from the widest view to the narrowest
 
 HALF_WIDTHS_S = (0.2, 0.5, 1.0, 2.0)  # half widths, in seconds, of the moving averages that a temporal head starts from
 TICK_S = 1e-3

@@ -1,4 +1,1 @@
-"""`fercache predict`: new clips through extraction, heads and stack.
-
-Open `predict.py` first.
-"""
+"""`fercache predict`: new clips through extraction, heads and stack. Open `predict.py` first."""

@@ -12,24 +12,22 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
 from fercache.backbones.registry import KNOWN_WEIGHTS, PREFIXES
-from fercache.config import PRECISIONS, ExtractConfig, StackConfig, fingerprint_of
+from fercache.config import PRECISIONS, ExtractConfig, fingerprint_of
 from fercache.data import labels
 from fercache.data.base import UNKNOWN, Dataset, Trial
 from fercache.data.demo import DEMO
 from fercache.errors import InputError
 from fercache.inference import starter
-from fercache.oof import OofLogits, Provenance
+from fercache.oof import ROWS, OofLogits, Provenance
 from fercache.runtime.uri import Location
 from fercache.stacking.run_metrics import StackMetrics, read_metrics
-from fercache.stacking.stack import run_without_sound
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.multi_store import IMPORTED, JOINED, MultiStoreView, ReadableStore, clip_identity, siblings
+from fercache.store.multi_store import IMPORTED, JOINED, ReadableStore, clip_identity, siblings
 from fercache.workspace import METRICS, Workspace, heads_of, logits_file_of
 
 log = logging.getLogger(__name__)
@@ -46,8 +44,7 @@ class SelectedModels:
 
 
 def find_heads(cache: Path, heads: Path | None = None, dataset: str = "") -> Path | None:
-    """Return the logits file of the heads to predict with, or None for the starter heads; `select_models` has the rule.
-    """
+    """Return the logits file of the heads to predict with, None for the starter heads; `select_models` has the rule."""
     if heads is not None:
         return None if heads == Path(starter.STARTER) else logits_file_of(heads)
     # Heads that learned from the three people of the demo must not take the place of the starter heads.
@@ -61,16 +58,12 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
                   causal: bool = False) -> SelectedModels:
     """Return the heads and the stacker to predict with.
 
+    `heads`: their folder, their file of out-of-fold logits, or "starter"; by default those of `dataset`, without any
+    those that were trained last in this cache, and before any training but the demo's the starter heads. `stack`:
+    folder of a stack run of these heads, by default the last one, if `causal` of those that use no later frame.
+
     Raises InputError if the models do not exist, do not belong together, or use later frames in spite of `causal`;
     StoreError if the file of logits is damaged.
-
-    Parameters
-    ----------
-    heads : folder of heads, their file of out-of-fold logits, or "starter" for the shipped heads.
-    stack : folder of a stack run of these heads.
-    dataset : data set whose current heads are used if neither folder is given. If it is empty or has no heads, the
-        data set that was trained last in this cache is used; before any training but the demo's, the starter heads.
-    causal : select a stack run that uses no later frame; the starter heads need none.
     """
     if stack is not None and heads is None:
         metrics = _metrics(stack)
@@ -107,26 +100,14 @@ def select_models(cache: Path, heads: Path | None = None, stack: Path | None = N
     return SelectedModels(logits_file=oof, heads=folder, stack=stack)
 
 
-def find_mute_run(models: SelectedModels) -> Path | None:
-    """Return the folder of the stack run for clips without sound, made if it is missing; None if no head reads sound.
-    """
-    if models.stack is None:
-        return None
-    config = msgspec.convert(_metrics(models.stack).config, StackConfig)
-    return run_without_sound(models.logits_file, config, Workspace.holding(models.heads).root)
-
-
 def _reads(file: Path, fingerprint: str, causal: bool) -> bool:
-    """Return whether a stack run read the logits of this fingerprint, and is causal if that is asked for.
-
-    False for a run of another version.
-    """
+    """Return whether a stack run of this version read these logits, and is causal if that is asked for."""
     try:
         run = read_metrics(file)
-        return run.logits.fingerprint == fingerprint and (run.causal or not causal)
     except InputError as error:
         log.debug("%s", error)
         return False
+    return run.logits.fingerprint == fingerprint and (run.causal or not causal)
 
 
 def _metrics(folder: Path) -> StackMetrics:
@@ -139,21 +120,13 @@ def _metrics(folder: Path) -> StackMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedHeads:
-    """Trained heads that predict from stored features.
-
-    Attributes
-    ----------
-    folder : where they are.
-    heads, classes : names of the heads, and of the classes that they predict.
-    taps : tap -> shape of one frame; what they read.
-    settings : of the features that they were trained on.
-    """
+    """Trained heads that predict from stored features."""
 
     folder: Path
     heads: tuple[str, ...]
-    classes: tuple[str, ...]
-    taps: dict[str, tuple[int, ...]]
-    settings: Mapping[str, Any]
+    classes: tuple[str, ...]  # that they predict
+    taps: dict[str, tuple[int, ...]]  # tap -> shape of one frame; what they read
+    settings: Mapping[str, Any]  # of the features that they were trained on
 
     @classmethod
     def find(cls, cache: Path, heads: Path | None = None, dataset: str = "") -> LoadedHeads:
@@ -163,10 +136,8 @@ class LoadedHeads:
         """
         from fercache.training.inference import load_trained  # torch
 
-        if heads is None and dataset:
-            path: Path | None = Workspace(cache).current_logits_file(dataset)
-        else:
-            path = find_heads(cache, heads)
+        path = (Workspace(cache).current_logits_file(dataset) if heads is None and dataset else
+                find_heads(cache, heads))
         folder = starter.FOLDER if path is None else heads_of(path)
         if path is not None and heads is not None and heads.is_dir():
             folder = heads  # one that was copied out of a cache has no logits file
@@ -174,14 +145,12 @@ class LoadedHeads:
         return cls(folder=folder, heads=record.requested.heads, classes=record.classes, settings=record.store,
                    taps={part.tap: part.shape for part in record.taps})
 
-    def predict_proba(self, store: EmbeddingStore | MultiStoreView, clip: str, *, device: str = "auto",
+    def predict_proba(self, store: ReadableStore, clip: str, *, device: str = "auto",
                       force: bool = False) -> dict[str, NDArray[np.float64]]:
         """Return head -> probabilities of each frame of a stored clip, ``(T, C)``, the mean over the folds' models.
 
-        `force`: predict even if the features were extracted with other settings than those of the heads.
-
-        Raises InputError if the store has other features than the heads were trained on; NotInStore if the store has no
-        such clip.
+        Raises InputError if the store has other features than the heads were trained on, unless `force`; NotInStore if
+        the store has no such clip.
         """
         from fercache.runtime.devices import resolve_device  # torch
         from fercache.training.inference import load_trained, predict_new
@@ -200,15 +169,12 @@ FORMAT = 1  # part of the fingerprint; increased whenever the code changes the l
 MOST_BYTES = 256 << 20
 # Decimals to which the frame interval of clips (seconds) must agree for one batch: equal intervals, equal windows.
 RATE_DIGITS = 6
-FRAME_ARRAYS = ("index", "time_s", "valid", "label")
 
 
 def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     """Return the data set with labels as indices into the heads' `classes`, matched by name.
 
-    Raises InputError if the data set and the heads share no class.
-
-    Labels of other classes are dropped; the notice of the data set lists them.
+    Labels of other classes are dropped; the notice of the data set lists them. Raises InputError if no class is shared.
     """
     if tuple(dataset.classes) == tuple(classes):
         return dataset
@@ -223,14 +189,13 @@ def labelled_as(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     index = np.array([*names.to, UNKNOWN], np.int16)  # the last entry maps -1 (not annotated) to itself
     trials = tuple(replace(t, labels=None if t.labels is None else index[t.labels], clip_label=int(index[t.clip_label]))
                    for t in dataset.trials)
-    dropped = ""
-    if names.source_only:
-        dropped = f"labels of {', '.join(names.source_only)} are left out: the heads do not know them"
+    dropped = (f"labels of {', '.join(names.source_only)} are left out: the heads do not know them"
+               if names.source_only else "")
     return replace(dataset, classes=tuple(classes), trials=trials,
                    notice="; ".join(filter(None, (dataset.notice, dropped))))
 
 
-def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingStore | MultiStoreView,
+def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: ReadableStore,
                    models: SelectedModels, cache: Path, *, device: str, threads: int) -> tuple[OofLogits, bool]:
     """Return the heads' logits of `trials`, all outside the folds, and whether they came from the cache."""
     features = fingerprint_of([clip_identity(store, trial.name) for trial in trials])
@@ -253,7 +218,7 @@ def predict_logits(dataset: Dataset, trials: Sequence[Trial], store: EmbeddingSt
     return oof, False
 
 
-def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore | MultiStoreView, models: SelectedModels, device: str,
+def _predict_rows(trials: Sequence[Trial], store: ReadableStore, models: SelectedModels, device: str,
                   threads: int) -> dict[str, Any]:
     """Return the per-frame arrays of `OofLogits` (times, labels, logits) of all trials, in their order."""
     # These imports load torch, which takes seconds; a cached result does not need it.
@@ -274,15 +239,15 @@ def _predict_rows(trials: Sequence[Trial], store: EmbeddingStore | MultiStoreVie
         for i, start, stop in zip(batch, features.offsets[:-1], features.offsets[1:], strict=True):
             rows = slice(int(start), int(stop))
             parts[i] = {"logits": {head: values[rows] for head, values in predicted.items()},
-                        **{name: getattr(features, name)[rows] for name in FRAME_ARRAYS}}
+                        **{name: getattr(features, name)[rows] for name in ROWS}}
         log.info("%d of %d clips predicted", len(parts), len(trials))
     ordered = [parts[i] for i in range(len(trials))]  # batches follow the frame rate, not the order of the trials
     return {"offsets": np.concatenate([[0], np.cumsum([len(part["label"]) for part in ordered])]).astype(np.int64),
             "logits": {head: np.concatenate([part["logits"][head] for part in ordered]) for head in requested},
-            **{name: np.concatenate([part[name] for part in ordered]) for name in FRAME_ARRAYS}}
+            **{name: np.concatenate([part[name] for part in ordered]) for name in ROWS}}
 
 
-def _batches(trials: Sequence[Trial], store: EmbeddingStore | MultiStoreView, row_bytes: int) -> Iterator[list[int]]:
+def _batches(trials: Sequence[Trial], store: ReadableStore, row_bytes: int) -> Iterator[list[int]]:
     """Yield indices of trials of one frame rate, as many as fit into `MOST_BYTES`."""
     # The length of a window in frames follows from the median rate of the loaded features. With one rate per batch,
     # the predictions of a clip do not depend on the other clips in it.
@@ -313,26 +278,19 @@ FREE = ("augmentations", "augmentation_version", "calibration", "embed_version",
 own, the calibration belongs to the precision, the version to embed-every)."""
 SMALL_LOSS = {"precision": PRECISIONS, "embed_every": ("1", "2", "3", "4", "5", "auto")}
 """Values between which all heads lose little; docs/results/extract.md has the measured losses."""
-LATER = {"embed_every": "1"}  # settings that a store holds only if they are not at their default
-NOT_COPIED = ("faces", "weights", "augmentations")
-"""Settings that are not copied from the heads' store: the new clips or the user decide."""
-OF_IMPORT = (IMPORTED, "content", "fps", "first_frame")
-"""Settings of an imported store that may differ: new clips come from another file."""
+LATER = {entry.name: entry.default for entry in fields(ExtractConfig) if entry.metadata["later"]}
+NOT_COPIED = ("faces", "weights", "augmentations")  # from the heads' store: the new clips or the user decide
+OF_IMPORT = (IMPORTED, "content", "fps", "first_frame")  # may differ: new clips come from another file
 
 
 def extract_config_of(wanted: Mapping[str, Any], defaults: ExtractConfig,
                       overrides: Mapping[str, Any]) -> ExtractConfig:
     """Return the settings of stage one: those of the heads' store, overridden by the user's.
 
-    Augmentations are for training only, so none are computed. The face policy follows from the clips; `check_match`
-    compares it later.
-
-    Parameters
-    ----------
-    wanted : settings of the store that the heads were trained on.
-    defaults : source of the device, the threads, and the path of custom weights.
-    overrides : settings that the user gave by flag.
+    `wanted`: of the heads' store. `defaults`: has the device, the threads, and the path of custom weights.
     """
+    # Augmentations are for training only, so none are computed. The face policy follows from the clips; `check_match`
+    # compares it later.
     numbers = {entry.name for entry in fields(ExtractConfig) if entry.metadata["numbers"]}
     # A complete record without a setting has it at its default, whatever the recipe of stage one holds.
     wanted = {**LATER, **wanted} if "precision" in wanted else wanted
@@ -345,18 +303,13 @@ def extract_config_of(wanted: Mapping[str, Any], defaults: ExtractConfig,
 
 
 def find_joined(base: Location, wanted: Mapping[str, Any], clips: Sequence[str], *,
-                causal: bool = False) -> dict[str, ReadableStore]:
+                causal: bool = False) -> dict[str, EmbeddingStore]:
     """Return label -> the store beside the one at `base` that was made like the one which the heads read as this label.
 
-    Raises InputError if no store fits; imported ones must be imported first.
-
-    Parameters
-    ----------
-    wanted : settings of the features that the heads were trained on.
-    clips : of several stores that fit equally, the one with the most of these clips is taken.
-    causal : how they are opened.
+    `wanted`: settings of the features that the heads were trained on. Of several stores that fit equally, the one with
+    the most of the `clips` is taken. Raises InputError if none fits; imported ones must be imported first.
     """
-    others: dict[str, ReadableStore] = {}
+    others: dict[str, EmbeddingStore] = {}
     beside = siblings(base, causal) if wanted.get(JOINED) else []
     for label, settings in wanted.get(JOINED, {}).items():
         differ = [settings_differences(settings, store.settings) for store in beside]
@@ -377,16 +330,10 @@ def find_joined(base: Location, wanted: Mapping[str, Any], clips: Sequence[str],
 
 def check_match(wanted: Mapping[str, Any], have: Mapping[str, Any], *, taps: Sequence[str], stored_taps: Sequence[str],
                 where: Path, force: bool) -> tuple[str, ...]:
-    """Return the differences between the features that the heads were trained on and the new ones.
+    """Return the differences between the features that the heads at `where` were trained on and the new ones.
 
-    Raises InputError if a setting differs and `force` is off, or a tap that the heads read is missing.
-
-    Parameters
-    ----------
-    wanted, have : settings of the two stores.
-    taps, stored_taps : taps that the heads read, and taps of the new features.
-    where : folder of the heads.
-    force : continue in spite of differences.
+    `wanted`, `taps`: settings and taps of the heads' features; `have`, `stored_taps`: of the new ones. Raises
+    InputError if a setting differs and `force` is off, or a tap that the heads read is missing.
     """
     missing = [tap for tap in taps if tap not in stored_taps]
     if missing:
@@ -405,8 +352,7 @@ def check_match(wanted: Mapping[str, Any], have: Mapping[str, Any], *, taps: Seq
 
 
 def settings_differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return a phrase for each setting that differs and changes the features of a frame: refused ones, accepted ones.
-    """
+    """Return a phrase for each setting that differs and changes a frame's features: refused ones, accepted ones."""
     same_policy = wanted.get("faces") == have.get("faces")
     # Cropped and detected faces have different settings; only those that both have can be compared.
     names = wanted.keys() | have.keys() if same_policy else wanted.keys() & have.keys()

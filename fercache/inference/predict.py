@@ -38,12 +38,12 @@ from fercache.recipe import Context
 from fercache.results import io
 from fercache.stacking import stack
 from fercache.stacking.report import as_text
-from fercache.stacking.run_metrics import PredictRecord
+from fercache.stacking.run_metrics import PredictRecord, read_metrics
 from fercache.stacking.stack import StackResult
 from fercache.store.embedding_store import EmbeddingStore
-from fercache.store.multi_store import IMPORTED, JOINED, SEPARATOR, MultiStoreView, ReadableStore
+from fercache.store.multi_store import IMPORTED, JOINED, SEPARATOR, MultiStoreView
 from fercache.training import checkpoints
-from fercache.workspace import FAILURES, Workspace
+from fercache.workspace import FAILURES, METRICS, Workspace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,23 +52,33 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAME = "predict"  # name of the data set, and so of its folder in the cache, of all clips given on the command line
-MISSING_PATH = "no such file or folder"
 
 
 def clips_dataset(paths: Sequence[Path]) -> Dataset:
     """Return the clips at `paths` as a data set of test trials, each named by its full path.
 
-    Raises InputError if no path is a clip or contains one.
-
-    Two clips of the same file name do not collide in the cache, because the full path is the name. A path without
-    clips is recorded as a problem; the others are used.
+    A path without clips is recorded as a problem; the others are used. Raises InputError if no path has any.
     """
+    # Two clips of the same file name do not collide in the cache, because the full path is the name.
     clips: dict[Path, Kind] = {}
     problems: list[Issue] = []
     for path in paths:
-        new_clips, new_problems = _scan_path(path)
-        clips.update(new_clips)
-        problems += new_problems
+        kind = kind_at(path)
+        if kind == "video":
+            clips[path.resolve()] = kind
+            continue
+        try:
+            if kind is None:
+                raise InputError("no such file or folder", hint="check the path")
+            scanned = scan(path.resolve())
+        except InputError as error:
+            problems.append(Issue(where=str(path), message=error.what, hint=error.hint))
+            continue
+        problems += scanned.problems
+        clips.update(found := dict(scanned.clips()))
+        if not found:
+            problems.append(Issue(where=str(path), message="no clip in this folder",
+                                  hint="a clip is a video file or a folder of pictures 00001.jpg, 00002.jpg .."))
     if not clips:
         first = problems[0] if problems else Issue(where="predict", message="no clip was named")
         raise InputError(first.message, where=first.where,
@@ -103,41 +113,17 @@ def _name_options(trial: Trial) -> Iterator[str]:
         yield trial.name
 
 
-def _scan_path(path: Path) -> tuple[dict[Path, Kind], list[Issue]]:
-    """Return the clips at a path, and its problems."""
-    kind = kind_at(path)
-    if kind is None:
-        return {}, [Issue(where=str(path), message=MISSING_PATH, hint="check the path")]
-    if kind == "video":
-        return {path.resolve(): kind}, []
-    try:
-        scanned = scan(path.resolve())
-    except InputError as error:
-        return {}, [Issue(where=str(path), message=error.what, hint=error.hint)]
-    problems = list(scanned.problems)
-    clips = dict(scanned.clips())
-    if not clips:
-        problems.append(Issue(where=str(path), message="no clip in this folder",
-                                hint="a clip is a video file or a folder of pictures 00001.jpg, 00002.jpg .."))
-    return clips, problems
-
-
 # Clips that the heads were trained on: a score on them would be too high, so they are not scored.
 
 def training_sources(trials: Sequence[Trial], store: EmbeddingStore, oof: OofLogits, dataset: str,
                      features: Path) -> frozenset[str]:
     """Return the names of the trials whose group, or whose file, the heads of `oof` were trained on.
 
-    Groups are compared within one data set only: two sets may both have a `video1`. Files are compared by the SHA-256
-    in the clip's manifest, so a renamed file is recognized as long as the store of the heads exists.
-
-    Parameters
-    ----------
-    store : features of the trials.
-    dataset : name of the data set of the trials.
-    features : folder of the stores of the data set that the heads were trained on.
+    `dataset`: of the trials, whose features are in `store`. `features`: folder of the stores of the heads' data set.
     """
-    groups = {group for group, fold in zip(oof.group, oof.fold, strict=True) if fold >= 0}
+    # Groups are compared within one data set only: two sets may both have a `video1`. Files are compared by the SHA-256
+    # in the clip's manifest, so a renamed file is recognized as long as the store of the heads exists.
+    groups = oof.fold_groups()
     sources: set[Any] = set()
     try:
         trained_store = EmbeddingStore.open(features / oof.provenance.store)
@@ -182,27 +168,17 @@ MAX_CLASSES_SHOWN = 3
 
 @dataclass(kw_only=True, eq=False)
 class Predictions:
-    """Predictions of clips, one row per frame.
+    """Predictions of clips, one row per frame."""
 
-    Attributes
-    ----------
-    result : predictions, and scores where there are labels.
-    models : the heads and the stacker that predicted.
-    dataset, store : the clips, and their features; both have the full names of the trials.
-    extracted : number of clips whose features were computed.
-    cached : whether the logits came from the cache.
-    failed : clips without a prediction or, once saved, without an overlay, and why.
-    training_clips : trials that the heads were trained on; they are not scored.
-    """
-
-    result: StackResult
-    models: SelectedModels
+    result: StackResult  # predictions, and scores where there are labels
+    models: SelectedModels  # the heads and the stacker that predicted
+    # `dataset`, `store`: the clips, and their features; both have the full names of the trials
     dataset: Dataset
     store: EmbeddingStore
-    extracted: int
-    cached: bool
-    failed: list[ClipResult]
-    training_clips: tuple[str, ...]
+    extracted: int  # number of clips whose features were computed
+    cached: bool  # whether the logits came from the cache
+    failed: list[ClipResult]  # clips without a prediction or, once saved, without an overlay, and why
+    training_clips: tuple[str, ...]  # trials that the heads were trained on; they are not scored
 
     @cached_property
     def trials(self) -> dict[str, Trial]:
@@ -245,16 +221,11 @@ class Predictions:
         return timeline.draw_clip(name, self.classes, self.result.series(name), trial, self.store[trial.name])
 
     def save(self, path: str | PathLike[str], *, timelines: bool = True, overlay: bool = False) -> list[Path]:
-        """Write the predictions; return the paths of all files.
+        """Write the predictions; return the paths of all files. Raises InputError if the place cannot be written.
 
-        Raises InputError if the place cannot be written.
-
-        Parameters
-        ----------
-        path : a table (.csv, .csv.gz, .parquet), beside which the metrics are written; or a folder, which gets
-            preds.csv, preds.metrics.json, the list of failed clips and the pictures.
-        timelines : draw a timeline of each clip into the folder.
-        overlay : write a copy of each clip with its predictions drawn in; a clip that fails is added to `failed`.
+        `path`: a table (.csv, .csv.gz, .parquet), beside which the metrics are written; or a folder, which gets
+        preds.csv, preds.metrics.json, the list of failed clips, a timeline of each clip, and (`overlay`) a copy of each
+        clip with its predictions drawn in; a clip for which that fails is added to `failed`.
         """
         path = Path(path)
         if path.name.endswith(io.ENDINGS):
@@ -316,14 +287,8 @@ class Predictions:
         return f"{count} predicted by heads {heads}{terms}\n{as_text(self.__rich__())}"
 
 
-def predict_dataset(request: PredictJob, cache: Path) -> Predictions:
-    """Predict all clips of a job; a clip that cannot be read is recorded, and the others are predicted.
-
-    Features and logits are cached like those of any data set, so a second run computes neither.
-
-    Raises InputError if the features or the classes of the labels do not match those that the heads were trained on;
-    FercacheError if no clip could be predicted.
-    """
+def _predict_dataset(request: PredictJob, cache: Path) -> Predictions:
+    """Predict all clips of a job; features and logits are cached like those of any data set."""
     dataset = ensemble.labelled_as(request.dataset, request.models.logits_file.classes)
     files = checkpoints.record_files(request.models.heads)
     if not files:
@@ -354,16 +319,12 @@ def predict_dataset(request: PredictJob, cache: Path) -> Predictions:
 def predict_clips(context: Context, paths: Sequence[Path], typed: Mapping[str, Any], *, heads: Path | None = None,
                   stack_run: Path | None = None, store: Path | None = None, force: bool = False,
                   causal: bool | None = None, out: Path | None = None) -> Predictions:
-    """Predict the clips at `paths`, or the data set that `typed` names.
+    """Predict the clips at `paths`, or the data set that `typed` names; a clip that cannot be read is recorded.
 
-    Raises as `select_models` and `predict_dataset` do, and InputError if clips are named both ways, or not at all.
-
-    Parameters
-    ----------
-    typed : keys of a data set and of stage one that the user gave; the others are those of the heads' own features.
-    heads, stack_run : see `select_models`.
-    causal : use no later frame; by default as the recipe of `stack`.
-    store, force, out : see `PredictJob`.
+    Raises as `select_models` does, InputError if clips are named both ways, or not at all, or if features or classes do
+    not match those that the heads were trained on, and FercacheError if no clip could be predicted. The keys of stage
+    one that the user did not type are those of the heads' own features. `causal`: by default as the recipe of `stack`;
+    `heads`, `stack_run`: see `select_models`; `store`, `force`, `out`: see `PredictJob`.
     """
     if bool(paths) == (named := any(typed.get(name) for name in ("dataset", "root", "clips"))):
         raise InputError("clips are named both as arguments and as a data set" if named else "no clip is named",
@@ -375,23 +336,18 @@ def predict_clips(context: Context, paths: Sequence[Path], typed: Mapping[str, A
                              hint="leave it out: it belongs to `fercache extract`")
     config = recipe.make_config(StackConfig, "stack", context.stages, {"causal": causal})
     models = ensemble.select_models(context.cache, heads, stack_run, _recipe_dataset(context), causal=config.causal)
-    # Labels that are numbers are indices of the heads' classes.
-    dataset = (_dataset_of(paths) if paths else
-               context.dataset({**typed, "classes": typed.get("classes") or models.logits_file.classes}))
+    if paths:
+        dataset = clips_dataset(paths)
+        recipe.log_issues(dataset.problems)
+    else:  # labels that are numbers are indices of the heads' classes
+        dataset = context.dataset({**typed, "classes": typed.get("classes") or models.logits_file.classes})
     # All other settings of extraction are those that the heads were trained on.
     machine = {name: typed.get(name) for name in ("device", "threads", "weights")}
     names = [entry.name for entry in fields(ExtractConfig)]
-    return predict_dataset(PredictJob(
+    return _predict_dataset(PredictJob(
         dataset=dataset, models=models, out=out, store=store, force=force, stack=config,
         defaults=recipe.make_config(ExtractConfig, "extract", context.stages, machine),
         overrides={name: value for name, value in typed.items() if name in names}), context.cache)
-
-
-def _dataset_of(paths: Sequence[Path]) -> Dataset:
-    """Return the clips at `paths`, and log the problems."""
-    dataset = clips_dataset(paths)
-    recipe.log_issues(dataset.problems)
-    return dataset
 
 
 def _recipe_dataset(context: Context) -> str:
@@ -406,7 +362,7 @@ def _recipe_dataset(context: Context) -> str:
 
 
 def _features(request: PredictJob, dataset: Dataset, heads: HeadRecord, cache: Path
-              ) -> tuple[EmbeddingStore, dict[str, ReadableStore], list[ClipResult], int, tuple[str, ...]]:
+              ) -> tuple[EmbeddingStore, dict[str, EmbeddingStore], list[ClipResult], int, tuple[str, ...]]:
     """Return the store, those to join with it, the clips missing in any, the number of computed clips, differences."""
     wanted, taps, where = heads.store, [part.tap for part in heads.taps], request.models.heads
     clips, causal = [trial.name for trial in dataset.trials], request.stack.causal
@@ -486,7 +442,10 @@ def _evaluate(request: PredictJob, dataset: Dataset, oof: OofLogits, seen: froze
     if request.models.stack is None:
         result = starter.evaluate_starter(without_labels(oof, seen), request.stack)
     else:
-        mute = ensemble.find_mute_run(request.models) if silent else None
+        config = msgspec.convert(read_metrics(request.models.stack / METRICS).config, StackConfig)
+        cache = Workspace.holding(request.models.heads).root
+        # The stack run for clips without sound is made if it is missing; None if no head reads sound.
+        mute = stack.run_without_sound(request.models.logits_file, config, cache) if silent else None
         result = stack.evaluate(request.models.stack, without_labels(oof, seen), request.stack, mute=mute,
                                 silent=silent)
     names = display_names(dataset)

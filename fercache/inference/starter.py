@@ -1,8 +1,6 @@
-"""Starter heads: shipped with fercache, so that `predict` works before anything was trained.
-
-They are heads as `train-heads` makes them (recipe: ``stages/starter``), with weights in float16 and a card that names
-their data, terms and measured scores. `pack_starter` makes the folder from a training run.
-"""
+"""Starter heads: shipped with fercache, so that `predict` works before anything was trained."""
+# They are heads as `train-heads` makes them (recipe: ``stages/starter``), with weights in float16 and a card that names
+# their data, terms and measured scores. `pack_starter` makes the folder from a training run.
 
 from __future__ import annotations
 
@@ -23,8 +21,10 @@ from fercache.oof import OofLogits, Provenance
 from fercache.results.smoothing import moving_mean, window_reach
 from fercache.runtime import atomic_io
 from fercache.stacking import calibration, candidates, nested_cv, report
+from fercache.stacking.run_metrics import FinalRecord
 from fercache.stacking.stack import StackResult
 from fercache.training import checkpoints
+from fercache.training.train import STARTER_FEATURES
 from fercache.workspace import heads_of
 
 STARTER = "starter"  # name of the starter heads on the command line
@@ -35,11 +35,6 @@ SMOOTHED = "smoothed"
 SMOOTHING_S = 0.25
 """Half the width of the moving mean. Expressions last half a second to four seconds (Ekman 2003, Emotions Revealed), so
 a window of half a second does not erase one; the errors of single frames are shorter."""
-
-FEATURES = ("backbone", "weights")
-"""Settings of the features that must match. The heads learnt from given crops and read detected faces too."""
-
-NOTHING_LEARNED = nested_cv.NestedResult(fold_models={}, columns={})  # no stacker: the candidates are the heads
 
 TERMS = ("research only: the heads were trained on FER2013, and the features come from a CNN that was trained on "
          "CASIA-WebFace")
@@ -57,10 +52,7 @@ class StarterCard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load_card(folder: Path = FOLDER) -> StarterCard:
-    """Return the card of the starter heads.
-
-    Raises InputError if the folder holds no starter heads: the installation is damaged.
-    """
+    """Return the card of the starter heads; raise InputError without one: the installation is damaged."""
     path = folder / CARD
     try:
         return atomic_io.read_record(path, StarterCard)
@@ -76,32 +68,26 @@ def starter_logits(card: StarterCard) -> OofLogits:
         group=(), split=(), fold=empty.astype(np.int16), offsets=np.zeros(1, np.int64), index=empty.astype(np.int32),
         time_s=empty.astype(float), valid=empty.astype(bool), label=empty.astype(np.int16),
         logits={FRAME: np.empty((0, len(card.classes)), np.float32)}, provenance=Provenance(),
-        fingerprint=_digest(FOLDER))
-
-
-def _digest(folder: Path) -> str:
-    """Return a hash of all files of the starter: predictions that are cached for other starter heads do not fit."""
-    return fingerprint_of([[path.name, atomic_io.file_sha256(path)] for path in sorted(folder.iterdir())
-                           if path.is_file()])
+        # Of all files of the starter: predictions that are cached for other starter heads do not fit.
+        fingerprint=fingerprint_of([[path.name, atomic_io.file_sha256(path)] for path in sorted(FOLDER.iterdir())
+                                    if path.is_file()]))
 
 
 def evaluate_starter(oof: OofLogits, config: StackConfig) -> StackResult:
     """Return the starter's predictions of new trials, smoothed over time, with scores where there are labels.
 
-    Parameters
-    ----------
-    oof : the starter heads' logits of the trials.
-    config : the policy for frames without a face, whether later frames may be used, and the bootstrap.
+    Of `config` the policy for frames without a face, `causal` and the bootstrap are used.
     """
     started = time.monotonic()
     # The starter has no temporal head: a policy that needs one falls back to the nearest face.
     policy = "nearest" if config.missing_faces == "temporal-heads" else config.missing_faces
     filler = candidates.GapFiller.of(oof, policy, causal=config.causal)
-    probs = candidates.gather_candidates(oof, NOTHING_LEARNED, filler)[FRAME]
+    nested = nested_cv.NestedResult()  # no stacker: the candidates are the heads
+    probs = candidates.gather_candidates(oof, nested, filler)[FRAME]
     probs = filler.refill(calibration.apply_temperature(probs, load_card().temperature))
     columns = {FRAME: probs, SMOOTHED: smooth(probs, oof, causal=config.causal)}
-    final = candidates.FinalCandidate(name=SMOOTHED, why="the starter's predictions, averaged over half a second")
-    run = report.StackRun(oof=oof, config=replace(config, missing_faces=policy), nested=NOTHING_LEARNED,
+    final = FinalRecord(column=SMOOTHED, why="the starter's predictions, averaged over half a second")
+    run = report.StackRun(oof=oof, config=replace(config, missing_faces=policy), nested=nested,
                           columns=columns, final=final, rejected={},
                           temperatures=dict.fromkeys([*range(int(oof.fold.max(initial=-1)) + 1), -1], 1.0))
     record = report.build_report(run, oof.fingerprint)
@@ -147,14 +133,14 @@ def pack_starter(logits_file: Path, out: Path) -> StarterCard:
         path.with_suffix(".safetensors").unlink(missing_ok=True)
     for path in checkpoints.record_files(heads_of(logits_file)):
         record = checkpoints.load_record(path)
-        kept = {name: record.store[name] for name in FEATURES}
+        kept = {name: record.store[name] for name in STARTER_FEATURES}
         # Names of training groups mean nothing to a user and would be most of the file.
         record = msgspec.structs.replace(record, store=kept, train_groups=(), val_groups=())
         weights = load_file(path.with_suffix(".safetensors"))
         with atomic_io.replacing((out / path.name).with_suffix(".safetensors")) as temporary:
             save_file({name: values.astype(np.float16) for name, values in weights.items()}, temporary)
         atomic_io.write_json(out / path.name, record)
-    probs = candidates.gather_candidates(oof, NOTHING_LEARNED)[FRAME]
+    probs = candidates.gather_candidates(oof, nested_cv.NestedResult())[FRAME]
     temperature = calibration.fit_temperature(probs[held_out], oof.label[held_out])
     scores = {}
     for name in report.SPLITS:

@@ -28,14 +28,9 @@ def export_store(store: EmbeddingStore, to: str, out: Path, *, clips: Sequence[s
                  taps: Sequence[str] = ()) -> tuple[int, int]:
     """Write the clips of a store to `out`, a file (h5, parquet) or a folder (npz); return how many clips and frames.
 
-    One segment is in memory at a time. A file is complete or absent, in a folder too.
-
-    Raises InputError if `out` exists already, or the store holds no such clip or tap; StoreError if a clip is damaged.
-
-    Parameters
-    ----------
-    to : one of FORMATS.
-    clips, taps : which of them; all if none is named.
+    `to`: one of FORMATS. `clips`, `taps`: which of them; all if none is named. One segment is in memory at a time. A
+    file is complete or absent, in a folder too. Raises InputError if `out` exists already, or the store holds no such
+    clip or tap; StoreError if a clip is damaged.
     """
     named = sorted(clips) if clips else sorted(store)
     chosen = list(taps) if taps else list(store.taps)

@@ -16,10 +16,11 @@ from fercache.data.base import people_of
 from fercache.errors import InputError, StoreError
 from fercache.oof import OofLogits, open_oof
 from fercache.runtime import atomic_io
-from fercache.store.embedding_store import INDEX, EmbeddingStore, is_root, read_index, settings_of_any_version
+from fercache.store.embedding_store import INDEX, EmbeddingStore, read_index
 from fercache.store.layout import META, decode_name, encode_name
 from fercache.store.local import LocalStoreFiles
 from fercache.store.locks import work_folder
+from fercache.store.manifest import verify_checksum
 from fercache.workspace import CURRENT, FEATURES, HEADS, LOGITS, STACK, Workspace
 
 # In the order of removal: logits name the clip, so `forget` still finds it if it was killed before they went.
@@ -125,15 +126,15 @@ def people_in(folder: Path, clip: str) -> set[str]:
     """Return the names of the people of a clip, such as ``CLIP#1``, in the stores of a data set."""
     names: set[str] = set()
     for path in _stores(folder):
-        try:
-            people = people_of(settings_of_any_version(path))
-        except StoreError:
+        try:  # of a store of another format too: its people must go as well
+            root = verify_checksum(LocalStoreFiles(path).get(META) or b"", path / META, any_version=True)
+            people = people_of(dict(root["settings"]))
+        except (StoreError, KeyError, TypeError, ValueError):
             continue
         if people != "main":
-            files = LocalStoreFiles(path)
-            stored = {decode_name(name) or "" for name in files.folders()}
-            if is_root(files.get(META) or b"", path):
-                stored |= {*EmbeddingStore.open(path)}  # folders of long names are hashes; only manifests hold the name
+            stored = {decode_name(name) or "" for name in LocalStoreFiles(path).folders()}
+            if (store := EmbeddingStore.open_or_none(path)) is not None:
+                stored |= {*store}  # folders of long names are hashes; only manifests hold the name
             pattern = re.escape(clip) + (r"#\d+" if people == "all" else "_(left|right)")
             names |= {name for name in stored if re.fullmatch(pattern, name)}
     return names
@@ -203,11 +204,10 @@ def _forget_features(folder: Path, clip: str) -> list[Path]:
     """Remove a clip from the stores of a data set, and the tables beside them that name it."""
     found = _in_features(folder, clip)
     for path in _stores(folder):
-        files = LocalStoreFiles(path)
-        if is_root(files.get(META) or b"", path):
+        if EmbeddingStore.open_or_none(path) is not None:
             EmbeddingStore.open(path, mode="a").remove(clip)
         else:  # the clip must also leave a store that cannot be opened
-            files.remove_tree(encode_name(clip))
+            LocalStoreFiles(path).remove_tree(encode_name(clip))
     _unlink([path for path in found if path.is_file() or path.is_symlink()])
     return found
 

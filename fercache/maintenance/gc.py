@@ -30,16 +30,7 @@ from fercache.store.local import LocalStoreFiles, StoreSize
 from fercache.store.locks import locked_clips, work_folder
 from fercache.store.multi_store import SEPARATOR
 from fercache.training import checkpoints, train
-from fercache.workspace import (
-    LOCK_SUFFIX,
-    MAPPED_FEATURES,
-    METRICS,
-    PHOTOS,
-    STORE_SUFFIX,
-    WORK_SUFFIX,
-    Workspace,
-    logits_file_of,
-)
+from fercache.workspace import LOCK_SUFFIX, MAPPED_FEATURES, METRICS, PHOTOS, STORE_SUFFIX, WORK_SUFFIX, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +56,8 @@ def _live_results(cache: Path, dataset: str, store: EmbeddingStore | None, train
         wanted = {_training_key(config.settings() | {"format": train.FORMAT}) for config in trainings}
         live = _live_logits(workspace, dataset, store.path.name, digest, wanted, live)
         live |= {heads for heads in workspace.all_heads(dataset)
-                 if workspace.logits_file(dataset, heads.name) in live or _is_resumable(heads, digest)}
+                 if (logits := workspace.logits_file(dataset, heads.name)) in live
+                 or (not logits.is_file() and _is_resumable(heads, digest))}
     return live | {run for run in workspace.stack_runs(dataset).glob("*") if _is_live_run(run, cache, stack, live)}
 
 
@@ -103,8 +95,6 @@ def _same_content(taps: Iterable[str], recorded: str, digest: str) -> bool:
 
 def _is_resumable(heads: Path, digest: str) -> bool:
     """Return whether `train-heads` can go on with an unfinished training: it read this content of the store."""
-    if logits_file_of(heads).is_file():
-        return False
     try:
         return any(_same_content((tap.tap for tap in record.taps), record.store_digest, digest)
                    for record in map(checkpoints.load_record, checkpoints.record_files(heads)[:1]))
@@ -143,14 +133,10 @@ class Unreferenced:
 
 def find_unreferenced(cache: Path, keep: Iterable[Path],
                       clips: Mapping[Path, Collection[str]]) -> tuple[Unreferenced, ...]:
-    """Return what can be removed, sorted by path; removes nothing.
+    """Return what can be removed, sorted by path, but no file that a live process is writing; removes nothing.
 
-    The list never holds files that a live process is writing.
-
-    Parameters
-    ----------
-    keep : stores, logits, folders of heads and of stack runs that are live.
-    clips : store -> the clips that its data set names; a store that is not in it keeps all its clips.
+    `keep`: stores, logits, folders of heads and of stack runs that are live. `clips`: store -> the clips that its data
+    set names; a store that is not in it keeps all its clips.
     """
     # Resolved, because a data set's folder may be a link to another disk.
     live = {path.resolve() for path in keep} | {path.resolve() for path in clips}
@@ -304,7 +290,7 @@ def live_artifacts(cache: Path, stages: Path, typed: Mapping[str, Any]) -> LiveA
         found.keep |= {trial.path.parent for trial in dataset.trials if trial.path.is_relative_to(links)}
         for path in _stores(cache, dataset, recipes):
             found.keep.add(path)
-            store = _open_or_none(path)
+            store = EmbeddingStore.open_or_none(path)
             if store is not None and _is_extracted(store):  # imported clips cannot be computed again: all are needed
                 names = {trial.name for trial in stored_trials(dataset, store).trials}
                 # A clip that cannot be read today is in the issues, not in the trials: its features stay.
@@ -338,7 +324,7 @@ def _stores(cache: Path, dataset: Dataset, stages: Path) -> Iterator[Path]:
         yield Path(str(job.store_path(cache, dataset.name, settings)))
     join = recipe.make_config(TrainConfig, "train-heads", stages, {}).join
     for path in sorted(folder.glob("*.zarr")):
-        store = _open_or_none(path)
+        store = EmbeddingStore.open_or_none(path)
         named = {path.stem, path.stem.rpartition("-")[0], str(path)} & set(join)
         if store is not None and (named or not _is_extracted(store) or store.settings.get("modality") == AUDIO):
             yield path
@@ -347,10 +333,3 @@ def _stores(cache: Path, dataset: Dataset, stages: Path) -> Iterator[Path]:
 def _is_extracted(store: EmbeddingStore) -> bool:
     """Return whether `extract` wrote the store; imports write an integer format."""
     return isinstance(store.settings.get("format"), dict)
-
-
-def _open_or_none(path: Path) -> EmbeddingStore | None:
-    try:
-        return EmbeddingStore.open(path)
-    except StoreError:  # absent, or its root is damaged and `extract` will rewrite it
-        return None

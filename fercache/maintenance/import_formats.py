@@ -434,15 +434,10 @@ class TableColumns:
 def table_entries(path: Path, fps: float = 30.0, first_frame: int | None = None) -> ClipEntries:
     """Yield the clips of a table with columns clip, frame and features: numbers, or lists of one length.
 
-    Raises InputError if it is not such a table.
-
-    Each clip has to be opened before the next one is asked for, since the table is read once. The person with the most
-    rows has the name of the clip, others are CLIP#2, CLIP#3, ...
-
-    Parameters
-    ----------
-    fps : frames a second, for a table of times without frame numbers.
-    first_frame : number of a clip's first frame; None: 0 for a table of py-feat, else 1.
+    `fps`: frames a second, for a table of times without frame numbers. `first_frame`: number of a clip's first frame;
+    None: 0 for a table of py-feat, else 1. Each clip has to be opened before the next one is asked for, since the table
+    is read once. The person with the most rows has the name of the clip, others are CLIP#2, CLIP#3, ... Raises
+    InputError if it is not such a table.
     """
     header = tables.read_header(path)
     exported: ColumnTaps = {}

@@ -65,7 +65,7 @@ def import_features(path: Path, name: str, folder: Location, *, fps: float = 30.
     if first_frame is not None:
         settings["first_frame"] = first_frame
     place = folder / store_name(name, fingerprint_of(settings))
-    running = _Import(place, settings, ImportReport(store=place), fps)
+    running = _Import(settings, ImportReport(store=place))
     report = running.report
     # The name has the fingerprint of the content, so a second import of the same file goes on in the same store.
     existed = files_at(place).get("zarr.json") is not None
@@ -88,10 +88,8 @@ def import_features(path: Path, name: str, folder: Location, *, fps: float = 30.
 class _Import:
     """A running import."""
 
-    place: Location
     settings: dict[str, Any]
     report: ImportReport
-    fps: float
     store: EmbeddingStore | None = None
     seen: set[str] = field(default_factory=set)
 
@@ -119,7 +117,7 @@ class _Import:
 
     def _write(self, name: str, clip: IncomingClip) -> None:
         # The first clip decides the taps; a store has one shape for each.
-        store = self.store = self.store or EmbeddingStore.create(self.place, self.settings, clip.taps)
+        store = self.store = self.store or EmbeddingStore.create(self.report.store, self.settings, clip.taps)
         self.report.taps = store.taps
         if clip.taps != store.taps:
             raise ClipError(f"has arrays {clip.taps}, the clips before it had {store.taps}", where=name,
@@ -129,7 +127,7 @@ class _Import:
             if writer is None:  # committed by an earlier import
                 self.report.cached.append(name)
                 return
-            writer.set_frame_table(clip.full_frame_table(self.fps))
+            writer.set_frame_table(clip.full_frame_table(self.settings["fps"]))
             for segment in clip.segments(writer.written, name):  # an import that was killed goes on at a segment
                 writer.write(writer.written, segment)
             self.report.frames += writer.commit().frames

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 from fercache.data.base import Issue
 from fercache.errors import StoreError
 from fercache.runtime.progress import progress_bar
-from fercache.runtime.uri import Location, Url, as_location
+from fercache.runtime.uri import Location, as_location
 from fercache.store.embedding_store import JOURNAL_SUFFIX, EmbeddingStore
 from fercache.store.layout import META, array_document, decode_name, encode_name
 from fercache.store.local import READERS
@@ -231,19 +230,14 @@ def verify_store(path: Location, *, repair: bool = False) -> VerifyReport:
 
 
 def _clear(issues: list[Issue]) -> tuple[Location, ...]:
-    removed: list[Location] = []
-    for place in [as_location(issue.where) for issue in issues if issue.kind == STRAY]:
-        if isinstance(place, Url):
-            files_at(place.parent).remove_tree(place.name)
-            files_at(place.parent).remove(place.name)
-            removed.append(place)
-        elif place.exists() or place.is_symlink():
-            removed.append(place)
-            # A link is removed, never what it leads to: that is not the store's.
-            folder = place.is_dir() and not place.is_symlink()
-            try:
-                shutil.rmtree(place) if folder else place.unlink()
-            except OSError as error:
-                raise StoreError(f"cannot be removed ({error.strerror})", where=place,
-                                 hint="check the permissions of the store") from error
-    return tuple(removed)
+    """Remove the stray files and folders of a store, and return them; of a link, never what it leads to."""
+    strays = [as_location(issue.where) for issue in issues if issue.kind == STRAY]
+    for place in strays:
+        files = files_at(place.parent)
+        try:
+            files.remove_tree(place.name)
+            files.remove(place.name)
+        except OSError as error:
+            raise StoreError(f"cannot be removed ({error.strerror})", where=place,
+                             hint="check the permissions of the store") from error
+    return tuple(strays)

@@ -13,36 +13,21 @@ from fercache.media.pictures import PictureFolder, count_pictures, folder_digest
 from fercache.media.source import VIDEO_ENDINGS, Source, check_content, file_digest
 from fercache.media.video import VideoSource, packet_times
 
-__all__ = ["KINDS", "PHOTO_FPS", "VIDEO_ENDINGS", "is_clip_name", "is_picture", "kind_of", "numbered", "open_source",
-           "packet_times", "source_digest"]
+__all__ = ["KINDS", "PHOTO_FPS", "VIDEO_ENDINGS", "is_picture", "numbered", "open_source", "packet_times",
+           "source_digest"]
 
 KINDS = ("video", "crops", "photos")
 
 PHOTO_FPS = 1 / 3600  # photos of a clip are an hour apart, so that no window in seconds joins two of them
 
 
-def kind_of(path: Path) -> str:
-    """Return the kind of a clip: ``"crops"`` for a folder, ``"video"`` for anything else, also if it is missing."""
-    return "crops" if path.is_dir() else "video"
-
-
-def is_clip_name(name: str) -> bool:
-    """Return whether a file has the ending of a video or of a picture."""
-    return name[name.rfind("."):].lower() in VIDEO_ENDINGS or is_picture(name)
-
-
 def open_source(path: Path, kind: str, *, crop_fps: float = 30.0, damaged: str = "fail") -> Source:
     """Return the clip at `path`, after a check that it can be read.
 
-    Raises InputError if the kind is unknown; ClipError if the file or folder is missing or empty, is not a video, or
-    has no frame or picture.
-
-    Parameters
-    ----------
-    kind : ``"video"`` (also a single picture, a clip of one frame), ``"crops"`` (a folder of faces or frames by number)
-        or ``"photos"`` (the same without a clock).
-    crop_fps : frames per second of a folder of crops.
-    damaged : ``"fail"`` or ``"keep"``: what to do with a video that ends early.
+    `kind`: ``"video"`` (also a single picture, a clip of one frame), ``"crops"`` (a folder of faces or frames by
+    number, of which `crop_fps` make a second) or ``"photos"`` (the same without a clock). `damaged`: ``"fail"`` or
+    ``"keep"`` what decodes of a video that ends early. Raises InputError if the kind is unknown; ClipError if the file
+    or folder is missing or empty, is not a video, or has no frame or picture.
     """
     if kind not in KINDS:
         raise InputError(f"unknown kind of clip {kind!r}; choose one of: {', '.join(KINDS)}", where=path)
@@ -65,5 +50,14 @@ def open_source(path: Path, kind: str, *, crop_fps: float = 30.0, damaged: str =
 
 
 def source_digest(path: Path, kind: str, strict: bool = False) -> dict[str, Any]:
-    """Return the same as `Source.digest` without decoding anything, for clips that may be cached."""
-    return file_digest(path, strict) if kind == "video" else folder_digest(path, numbered(path), strict)
+    """Return what identifies a clip: ``size``, ``mtime_ns``, ``sha256`` (hex), and ``inode`` of a file.
+
+    `strict`: also hash every byte, into ``sha256_strict``.
+
+    Compare ``size`` and the hashes, not ``mtime_ns`` and ``inode``, which differ in a copy. ``sha256`` covers every
+    byte of a file up to 8 MiB; of a larger one its size and 64 samples of 64 KiB, evenly spaced from the first byte to
+    the last (between two samples, a change that keeps the size goes unnoticed). Of a folder it covers the names and
+    sizes of the pictures, not their bytes; its ``mtime_ns`` is the sum of theirs, so that rewriting any picture changes
+    it. `extraction.job.unchanged_stamp` combines them.
+    """
+    return file_digest(path, strict) if kind == "video" else folder_digest(path, strict)

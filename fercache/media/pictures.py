@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fercache.errors import ClipError
-from fercache.media.source import MAX_PIXELS, Frame, Source, file_digest, unreadable
+from fercache.media.source import MAX_PIXELS, Frame, Source, reading
 from fercache.runtime.atomic_io import file_sha256
 
 log = logging.getLogger(__name__)
@@ -41,17 +41,9 @@ DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, Ar
 
 
 class PictureFolder(Source):
-    """A folder of numbered pictures, or a single picture.
+    """A folder of numbered pictures, or a single picture; `names`: file name of each frame number, from `numbered`."""
 
-    Parameters
-    ----------
-    names : file name of each frame number, as `numbered` returns it.
-    fps : frames per second; the files state no time.
-    """
-
-    kind = "crops"
-
-    def __init__(self, path: Path, names: dict[int, str], fps: float = 30.0) -> None:
+    def __init__(self, path: Path, names: dict[int, str], fps: float) -> None:
         self.path, self.names, self.fps = path, names, fps
         self.highest = max(names)
 
@@ -66,11 +58,6 @@ class PictureFolder(Source):
 
     def length(self) -> int | None:
         return self.highest
-
-    def digest(self, strict: bool = False) -> dict[str, Any]:
-        if self.path.is_file():
-            return file_digest(self.path, strict)
-        return folder_digest(self.path, self.names, strict)
 
     def _frame(self, row: int) -> Frame:
         name = self.names.get(row + 1)
@@ -89,24 +76,21 @@ def numbered(path: Path) -> dict[int, str]:
     # then the one whose ending comes first in ENDINGS, then the first in alphabetical order, and a warning is logged.
     # All other files are ignored. If no name is a plain number, names that share one prefix are read by the number
     # after it (``S005_001_00000011.png``, as in CK+; ``frame1.jpg``).
-    try:
-        with os.scandir(path) as entries:
-            parsed = [(entry.name, parts) for entry in entries
-                      if (parts := NAME.fullmatch(entry.name)) and entry.is_file()]
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
-    prefixes = sorted({parts["prefix"] for _, parts in parsed})
+    with reading(path), os.scandir(path) as entries:
+        parsed = [parts for entry in entries if (parts := NAME.fullmatch(entry.name)) and entry.is_file()]
+    prefixes = sorted({parts["prefix"] for parts in parsed})
     if "" in prefixes:
-        parsed = [(name, parts) for name, parts in parsed if not parts["prefix"]]
+        parsed = [parts for parts in parsed if not parts["prefix"]]
     elif len(prefixes) > 1:
         raise ClipError(f"pictures of several clips in one folder: {prefixes[0]}.., {prefixes[1]}..", where=path,
                         hint="give each clip its own folder")
     names: dict[int, str] = {}
     duplicates: list[tuple[str, str]] = []
-    for name, parts in sorted(parsed, key=lambda one: _preference(one[0])):
-        first = names.setdefault(int(parts["number"]), name)
-        if first != name:
-            duplicates.append((name, first))
+    for parts in sorted(parsed, key=lambda parts: (-parts.start("ending"), ENDINGS.index(parts["ending"].lower()),
+                                                   parts.string)):
+        first = names.setdefault(int(parts["number"]), parts.string)
+        if first != parts.string:
+            duplicates.append((parts.string, first))
     if not names:
         raise ClipError("no picture is named by its frame number in this folder", where=path,
                         hint=f"name crops 00001.jpg, 00002.jpg, ... (.{', .'.join(ENDINGS)})")
@@ -120,12 +104,6 @@ def numbered(path: Path) -> dict[int, str]:
         log.warning("%s: %d pictures have the frame number of another one; %s is ignored, %s is read", path,
                     len(duplicates), *duplicates[0])
     return names
-
-
-def _preference(name: str) -> tuple[int, int, str]:
-    """Return the sort key that puts first the name to read among those of one frame number."""
-    stem, _, ending = name.rpartition(".")
-    return -len(stem), ENDINGS.index(ending.lower()), name
 
 
 def is_picture(name: str) -> bool:
@@ -146,12 +124,9 @@ def read_picture(path: Path) -> NDArray[np.uint8] | None:
     """
     # The pixels are those of PIL's ``convert("RGB")``, after the rotation that EXIF asks for. Alpha is dropped, gray is
     # repeated, CMYK is converted without a color profile, 16-bit gray keeps its high byte.
-    try:
-        with path.open("rb") as file:
-            # Not MAX_BYTES, which would be allocated for each picture.
-            data = file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
-    except OSError as error:
-        raise unreadable(path, error) from error
+    with reading(path), path.open("rb") as file:
+        # Not MAX_BYTES, which would be allocated for each picture.
+        data = file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
     try:
         if len(data) > MAX_BYTES:
             raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
@@ -176,21 +151,19 @@ def count_pictures(path: Path) -> int:
         return 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
 
 
-def folder_digest(path: Path, names: dict[int, str], strict: bool) -> dict[str, Any]:
-    """Return a folder's ``size``, ``mtime_ns`` and hashes over its pictures, as `Source.digest` describes them."""
+def folder_digest(path: Path, strict: bool) -> dict[str, Any]:
+    """Return a folder's ``size``, ``mtime_ns`` and hashes over its pictures, as `media.source_digest` describes them.
+    """
     total, times, hashes = 0, 0, [hashlib.sha256() for _ in range(1 + strict)]
-    try:
-        for number in sorted(names):
-            picture = path / names[number]
+    with reading(path):
+        for _, name in sorted(numbered(path).items()):
+            picture = path / name
             status = picture.stat()
-            size = status.st_size
-            total, times = total + size, times + status.st_mtime_ns
-            line = f"{names[number]} {size}"
+            total, times = total + status.st_size, times + status.st_mtime_ns
+            line = f"{name} {status.st_size}"
             hashes[0].update(f"{line}\n".encode())
             if strict:
                 hashes[1].update(f"{line} {file_sha256(picture)}\n".encode())
-    except OSError as error:
-        raise unreadable(path, error) from error
     # The time stamps of six pictures already add up to more than 63 bits.
     digest = {"size": total, "mtime_ns": times % (1 << 63), "sha256": hashes[0].hexdigest()}
     return digest | ({"sha256_strict": hashes[1].hexdigest()} if strict else {})

@@ -37,9 +37,8 @@ class Sound:
 def read_sound(path: Path, stop_s: float) -> Sound:
     """Return the sound of a video from its first picture to `stop_s` seconds later; empty if it has none.
 
-    Raises ClipError if the file cannot be opened, or has no picture.
-
-    What cannot be decoded is a gap. Takes 32 kB of memory per second.
+    What cannot be decoded is a gap. Takes 32 kB of memory per second. Raises ClipError if the file cannot be opened, or
+    has no picture.
     """
     origin_s, size = first_picture_s(path), max(0, round(stop_s * RATE))
     samples, parts = np.zeros(size, np.int16), list[tuple[int, int]]()

@@ -1,7 +1,4 @@
-"""The interface of every source of frames, and the digests that identify a source file.
-
-A source that is absent, unreadable or not what its name claims raises ClipError.
-"""
+"""The interface of every source of frames, and the digests that identify a source file."""
 
 from __future__ import annotations
 
@@ -9,9 +6,11 @@ import hashlib
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,17 +42,16 @@ class Frame(NamedTuple):
 
 
 class Source(ABC):
-    """A clip that can be read frame by frame, any number of times, in constant memory."""
+    """A clip that can be read frame by frame, any number of times, in constant memory.
 
-    kind: str
+    Every method raises ClipError if the file or folder is absent, unreadable or not what its name claims.
+    """
+
     path: Path
 
     @abstractmethod
     def frames(self, start: int = 0) -> Iterator[Frame]:
-        """Yield every frame from row `start` (from 0) on, in presentation order.
-
-        Raises ClipError, after the last good frame, if the source cannot be read or ends early.
-        """
+        """Yield every frame from row `start` (from 0) on, in presentation order; an early end raises ClipError last."""
 
     @abstractmethod
     def length(self) -> int | None:
@@ -67,26 +65,11 @@ class Source(ABC):
     def pick(self, rows: Sequence[int]) -> Iterator[Frame]:
         """Yield the frames of these rows (from 0), ascending, each once; rows past the end are omitted."""
 
-    @abstractmethod
-    def digest(self, strict: bool = False) -> dict[str, Any]:
-        """Return what identifies this source: ``size``, ``mtime_ns``, ``sha256`` (hex), and ``inode`` of a file.
-
-        `strict`: also hash every byte, into ``sha256_strict``.
-
-        Compare ``size`` and the hashes, not ``mtime_ns`` and ``inode``, which differ in a copy. ``sha256`` covers every
-        byte of a file up to 8 MiB; of a larger one its size and 64 samples of 64 KiB, evenly spaced from the first byte
-        to the last (between two samples, a change that keeps the size goes unnoticed). Of a folder it covers the names
-        and sizes of the pictures, not their bytes; its ``mtime_ns`` is the sum of theirs, so that rewriting any picture
-        changes it. `extraction.job.unchanged_stamp` combines them.
-        """
-
 
 def file_stamp(path: Path) -> dict[str, int]:
     """Return a file's ``size``, ``mtime_ns`` and ``inode``, without reading a byte of it."""
-    try:
+    with reading(path):
         status = path.stat()
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
         raise ClipError("neither a file nor a folder", where=path, hint="a clip is a video file or a folder of crops")
     if not status.st_size:
@@ -101,11 +84,8 @@ HTML = (b"<!doctype html", b"<html", b"<head", b"<script", b"<!--")
 def check_content(path: Path) -> None:
     """Refuse a file that is not what its name claims: empty, a Git LFS pointer, or a web page."""
     file_stamp(path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except OSError as error:
-        raise unreadable(path, error) from error
+    with reading(path), path.open("rb") as file:
+        head = file.read(512)
     if head.startswith(POINTER):
         raise ClipError("a Git LFS pointer, not the file itself", where=path,
                         hint="run `git lfs pull` in its repository")
@@ -114,21 +94,28 @@ def check_content(path: Path) -> None:
                         hint="the server sent a page (a login, an error) in its place: download it again")
 
 
-def unreadable(path: Path, error: Exception) -> ClipError:
-    """Return the error for a `path` that cannot be read."""
-    reason = getattr(error, "strerror", None) or str(error)
-    return ClipError(f"cannot be read ({reason})", where=path, hint="check the path and its permissions")
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an error of the file system, of a decoder or of memory into a ClipError about `path`."""
+    try:
+        yield
+    except (OSError, ValueError, MemoryError, av.FFmpegError) as error:
+        raise ClipError(f"cannot be read ({reason_of(error)})", where=path,
+                        hint="check the path and its permissions") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return the system's or FFmpeg's text for an error, without its number and path."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def file_digest(path: Path, strict: bool) -> dict[str, Any]:
-    """Return a file's stamp and hashes, as `Source.digest` describes them."""
+    """Return a file's stamp and hashes, as `media.source_digest` describes them."""
     stamp = file_stamp(path)
-    try:
+    with reading(path):
         digest: dict[str, Any] = {**stamp, "sha256": _sampled(path, stamp["size"])}
         if strict:
             digest["sha256_strict"] = file_sha256(path)
-    except OSError as error:
-        raise unreadable(path, error) from error
     return digest
 
 

@@ -24,9 +24,10 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from fercache.errors import ClipError
-from fercache.media.source import MAX_PIXELS, Frame, Source, file_digest, file_stamp, unreadable
+from fercache.media.source import MAX_PIXELS, Frame, Source, file_stamp, reading, reason_of
 
 log = logging.getLogger(__name__)
+_log_once = lru_cache(maxsize=4096)(log.info)  # a clip is opened several times
 
 # A time stamp that jumps back this far starts a new part of a joined recording.
 RESTART_S = 1.0
@@ -283,8 +284,6 @@ class VideoSource(Source):
     # refuses has a row without a picture, so that the frames after it keep their numbers; refused packets before the
     # first frame that decodes have none (a recording that starts between two key frames).
 
-    kind = "video"
-
     def __init__(self, path: Path, damaged: str = "fail") -> None:
         self.path, self.damaged = path, damaged
         self.stated = 0
@@ -304,7 +303,7 @@ class VideoSource(Source):
             raise ClipError("a video without a frame that can be decoded", where=path,
                             hint="play the file to see if it is intact; copy or download it again")
         for text in source.traits.values():
-            _log_once(f"{path}: {text}")
+            _log_once("%s: %s", path, text)
         return source
 
     def frames(self, start: int = 0) -> Iterator[Frame]:
@@ -320,9 +319,6 @@ class VideoSource(Source):
 
     def length(self) -> int | None:
         return self.stated or None
-
-    def digest(self, strict: bool = False) -> dict[str, Any]:
-        return file_digest(self.path, strict)
 
     def _frames(self, start: int, stop: int | None, wanted: set[int] | None = None) -> Iterator[Frame]:
         """Yield the rows `start` to `stop`; pictures are converted for `wanted` rows only, if given."""
@@ -361,10 +357,9 @@ class VideoSource(Source):
                 if place:
                     container.seek((container.start_time or 0) + place * (container.duration or 0) // PLACES)
                 for picture in islice(container.decode(stream), 0, PICTURES_A_PLACE, PICTURES_A_PLACE // 4):
-                    with suppress(KeyError):
-                        stated = np.frombuffer(cast(Any, picture.side_data)["CONTENT_LIGHT_LEVEL"], np.uint32)[0]
-                        if stated:
-                            return float(stated)
+                    stated = _side_data(picture, "CONTENT_LIGHT_LEVEL", np.uint32)
+                    if stated is not None and stated[0]:
+                        return float(stated[0])
                     # Averages of several pixels, without the highest of them: compression overshoots at edges.
                     height = max(2, picture.height * SEARCHED_PX // picture.width)
                     small = converter.reformatter.reformat(picture, SEARCHED_PX, height, "rgb48le", interpolation="AREA"
@@ -379,10 +374,9 @@ class VideoSource(Source):
         if width * height > MAX_PIXELS:
             raise ClipError(f"a frame of {width} x {height} pixels", where=self.path,
                             hint=f"frames up to {MAX_PIXELS >> 20} megapixels are read")
-        try:
-            return upright(converter.rgb(picture, lambda: self._brightest_nits), _display_matrix(picture))
-        except (av.FFmpegError, ValueError, MemoryError) as error:
-            raise unreadable(self.path, error) from error
+        with reading(self.path):
+            matrix = _side_data(picture, "DISPLAYMATRIX", np.int32)
+            return upright(converter.rgb(picture, lambda: self._brightest_nits), matrix)
 
 
 class PictureConverter:
@@ -430,12 +424,6 @@ def _traits(container: InputContainer, stream: VideoStream, transfer: int) -> di
     if transfer in HDR:
         traits[IS_HDR] = f"{'PQ' if transfer == PQ else 'HLG'} (HDR) is tone-mapped to BT.709"
     return traits
-
-
-@lru_cache(maxsize=4096)
-def _log_once(text: str) -> None:
-    """Log a line; a clip is opened several times."""
-    log.info("%s", text)
 
 
 def _pixel_shape(stream: VideoStream) -> Fraction:
@@ -506,7 +494,7 @@ def _hdr_curves(transfer: int, white_nits: float, compressed: bool
     return light.astype(np.float32), gain, (root ** (4 / 2.4) * 255).astype(np.uint8)
 
 
-def upright(image: NDArray[np.uint8], matrix: Sequence[int] | None) -> NDArray[np.uint8]:
+def upright(image: NDArray[np.uint8], matrix: Sequence[int] | NDArray[np.int32] | None) -> NDArray[np.uint8]:
     """Return the picture as it is displayed: rotated by a multiple of 90 degrees, mirrored, or both.
 
     `matrix`: display matrix of ISO 14496-12 (a, b, u, c, d, v, x, y, w), None for none. A stored pixel (p, q) is
@@ -514,7 +502,7 @@ def upright(image: NDArray[np.uint8], matrix: Sequence[int] | None) -> NDArray[n
     """
     if matrix is None:
         return image
-    a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
+    a, b, c, d = (int(matrix[i]) for i in (0, 1, 3, 4))
     if abs(b) + abs(c) > abs(a) + abs(d):
         image = image.transpose(1, 0, 2)
         a, d = c, b
@@ -523,14 +511,10 @@ def upright(image: NDArray[np.uint8], matrix: Sequence[int] | None) -> NDArray[n
     return np.ascontiguousarray(image[rows, columns])
 
 
-def _display_matrix(picture: VideoFrame) -> tuple[int, ...] | None:
-    """Return a frame's display matrix, None without one."""
-    side_data: Any = picture.side_data  # PyAV's annotation lists only some kinds
-    try:
-        data = side_data["DISPLAYMATRIX"]
-    except KeyError:
-        return None
-    return tuple(int(value) for value in np.frombuffer(data, dtype=np.int32, count=9))
+def _side_data(picture: VideoFrame, kind: str, dtype: type[np.generic]) -> NDArray[Any] | None:
+    """Return the numbers that a frame has beside its pixels, None without any of that kind."""
+    data = cast(Any, picture.side_data).get(kind)  # PyAV's annotation lists only some kinds
+    return None if data is None else np.frombuffer(data, dtype)
 
 
 @contextmanager
@@ -541,7 +525,7 @@ def open_container(path: Path) -> Iterator[InputContainer]:
         container = av.open(f"file:{path.absolute()}", container_options=CONTAINER_OPTIONS, timeout=READ_TIMEOUT_S,
                             **METADATA_OPTIONS)
     except (av.FFmpegError, ValueError, MemoryError) as error:
-        raise ClipError(f"not a video that can be opened ({_reason(error)})", where=path,
+        raise ClipError(f"not a video that can be opened ({reason_of(error)})", where=path,
                         hint="play the file to see if it is intact; repeat an incomplete download") from error
     with container:
         yield container
@@ -634,10 +618,6 @@ def _lenient_decoder(codec: VideoCodecContext) -> VideoCodecContext:
     return decoder
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
-
-
 def _decoded(container: InputContainer, stream: VideoStream, ending: TruncationCheck
              ) -> Iterator[tuple[int | None, VideoFrame | None, bool]]:
     """Yield (time stamp, picture, whether errors are concealed) of each frame in presentation order.
@@ -656,7 +636,9 @@ def _decoded(container: InputContainer, stream: VideoStream, ending: TruncationC
         try:
             pictures = codec.decode(packet)
         except (av.FFmpegError, ValueError, MemoryError):
-            pictures = _decode_leniently(lenient, packet)
+            pictures = []
+            with suppress(av.FFmpegError, ValueError, MemoryError):
+                pictures = lenient.decode(packet) if lenient is not None else []
             concealed = bool(pictures)
             if counts and not pictures:
                 queue.refuse(packet.pts)
@@ -670,14 +652,6 @@ def _decoded(container: InputContainer, stream: VideoStream, ending: TruncationC
             yield from ((stamp, None, False) for stamp in queue.lost_before(picture.pts))
             yield picture.pts, None if no_scan else picture, concealed
     yield from ((stamp, None, False) for stamp in [None] * queue.unstamped + queue.pop_lost(None))
-
-
-def _decode_leniently(decoder: VideoCodecContext | None, packet: Packet[VideoStream]) -> list[VideoFrame]:
-    """Return the pictures of a refused packet with errors concealed; none without a decoder, or if it refuses too."""
-    try:
-        return decoder.decode(packet) if decoder is not None else []
-    except (av.FFmpegError, ValueError, MemoryError):
-        return []
 
 
 def _packets(container: InputContainer, stream: VideoStream, ending: TruncationCheck) -> Iterator[Any]:
@@ -697,5 +671,5 @@ def _packets(container: InputContainer, stream: VideoStream, ending: TruncationC
             bad += 1
         except (av.FFmpegError, ValueError, MemoryError) as error:
             bad += 1
-            ending.failed = _reason(error)
+            ending.failed = reason_of(error)
     yield None

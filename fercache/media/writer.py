@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -25,47 +26,15 @@ OPTIONS = {"preset": "veryfast", "crf": "20", "bf": "0"}
 MAX_TICK_S = Fraction(1, 500)
 
 
-class VideoWriter:
-    """An open video file that takes pictures one by one; `open_writer` opens it."""
-
-    def __init__(self, out: Any, stream: Any, sound: _SoundCopier | None) -> None:
-        self._out, self._stream, self._sound = out, stream, sound
-
-    def add(self, picture: NDArray[np.uint8], time_s: float) -> None:
-        """Write a picture, (H, W, 3), that is shown `time_s` seconds after the first one.
-
-        Raises InputError if its size is not that of the video.
-        """
-        if picture.shape[:2] != (self._stream.height, self._stream.width):
-            raise InputError(f"a picture of {picture.shape[1]} x {picture.shape[0]} pixels in a video of "
-                             f"{self._stream.width} x {self._stream.height}")
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        frame.time_base = self._stream.codec_context.time_base
-        frame.pts = round(time_s / frame.time_base)
-        if self._sound is not None:
-            self._sound.copy(time_s)
-        self._out.mux(self._stream.encode(frame))
-
-    def close(self) -> None:
-        """Write the frames in the encoder and the rest of the sound."""
-        self._out.mux(self._stream.encode(None))
-        if self._sound is not None:
-            self._sound.copy(None)
-
-
 @contextmanager
-def open_writer(path: Path, size: tuple[int, int], *, like: Path | None = None,
-                fps: float = 30.0) -> Iterator[VideoWriter]:
-    """Yield a writer of an H.264 video at `path`.
+def open_writer(path: Path, size: tuple[int, int], *, like: Path | None = None, fps: float = 30.0
+                ) -> Iterator[Callable[[NDArray[np.uint8], float], None]]:
+    """Yield a function that adds a picture (H, W, 3), shown so many seconds after the first one, to an H.264 video.
 
-    Raises InputError if the file name ends differently, or the size is odd; ClipError if `like` cannot be read.
-
-    Parameters
-    ----------
-    path : ends in .mp4, .mov or .mkv.
-    size : (height, width) of the pictures, both even.
-    like : the video whose time base, frame rate and sound are copied.
-    fps : nominal frame rate if there is no such video.
+    `path`: the new file, .mp4, .mov or .mkv.
+    `size`: (height, width) of the pictures, both even. `like`: the video whose time base, frame rate and sound are
+    copied; without one, `fps` is the nominal frame rate. Raises InputError if the file name ends differently, or the
+    size is odd; ClipError if `like` cannot be read.
     """
     # The sound is copied packet by packet if the format can hold it, otherwise re-encoded as AAC.
     if path.suffix.lower() not in ENDINGS:
@@ -86,9 +55,23 @@ def open_writer(path: Path, size: tuple[int, int], *, like: Path | None = None,
         stream.pix_fmt, stream.codec_context.time_base, stream.time_base = "yuv420p", tick, tick
         # Without a known decoder a stream has no codec context: its sound is omitted.
         audible = source is not None and source.streams.audio and source.streams.audio[0].codec_context is not None
-        writer = VideoWriter(out, stream, _SoundCopier(source, out, video) if audible else None)
-        yield writer
-        writer.close()
+        sound = _SoundCopier(source, out, video) if audible else None
+
+        def add(picture: NDArray[np.uint8], time_s: float) -> None:
+            if picture.shape[:2] != size:
+                raise InputError(f"a picture of {picture.shape[1]} x {picture.shape[0]} pixels in a video of "
+                                 f"{size[1]} x {size[0]}")
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.time_base = stream.codec_context.time_base
+            frame.pts = round(time_s / frame.time_base)
+            if sound is not None:
+                sound.copy(time_s)
+            out.mux(stream.encode(frame))
+
+        yield add
+        out.mux(stream.encode(None))  # the frames in the encoder
+        if sound is not None:
+            sound.copy()
 
 
 class _SoundCopier:
@@ -100,31 +83,24 @@ class _SoundCopier:
         self._out, self._reencodes = out, self._from.codec_context.name not in out.supported_codecs
         self._to = (out.add_stream("aac", rate=self._from.rate) if self._reencodes
                     else out.add_stream_from_template(self._from))
-        self._packets = source.demux(self._from)
-        self._pending: Any = None
+        # PyAV ends with an empty packet without a time stamp.
+        self._packets = (packet for packet in source.demux(self._from) if packet.dts is not None and packet.size)
+        self._next = self._read()
 
-    def copy(self, until_s: float | None) -> None:
-        """Write the packets that begin up to `until_s` seconds after the first picture; None: all remaining ones."""
-        while (packet := self._next()) is not None:
-            if until_s is not None and float(packet.dts * packet.time_base) - self._origin_s > until_s:
-                self._pending = packet
-                return
-            self._write(packet)
-        if until_s is None and self._reencodes:
+    def copy(self, until_s: float = math.inf) -> None:
+        """Write the packets that begin up to `until_s` seconds after the first picture."""
+        while self._next is not None and float(self._next.dts * self._next.time_base) - self._origin_s <= until_s:
+            self._write(self._next)
+            self._next = self._read()
+        if until_s == math.inf and self._reencodes:
             self._out.mux(self._to.encode(None))
 
-    def _next(self) -> Any:
-        """Return the next packet that holds sound, None at the end."""
-        packet, self._pending = self._pending, None
+    def _read(self) -> Any:
         try:
-            # PyAV ends with an empty packet without a time stamp.
-            while packet is None or packet.dts is None or not packet.size:
-                packet = next(self._packets)
-        except (StopIteration, av.FFmpegError) as error:
-            if not isinstance(error, StopIteration):
-                log.warning("the sound ends early: %s", error)
+            return next(self._packets, None)
+        except av.FFmpegError as error:
+            log.warning("the sound ends early: %s", error)
             return None
-        return packet
 
     def _write(self, packet: Any) -> None:
         shift = round(self._origin_s / packet.time_base)

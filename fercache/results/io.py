@@ -71,14 +71,10 @@ def match_clip(clip: str, names: Container[str]) -> str:
 
 
 class PredictionsFile:
-    """Reads a prediction table; each iteration opens the file again.
+    """Reads a prediction table; `classes` are in the order of its columns ``p_<Class>``.
 
     `path`: a table that `fercache stack` or `predict` wrote, or one with the same columns; further columns are ignored.
     Raises InputError if the file is absent, not a table, or lacks columns.
-
-    Attributes
-    ----------
-    classes : class names, in the order of the columns ``p_<Class>``.
     """
 
     def __init__(self, path: Path) -> None:

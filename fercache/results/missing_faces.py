@@ -11,11 +11,7 @@ from numpy.typing import NDArray
 
 from fercache.errors import InputError
 from fercache.heads import registry as head_registry
-from fercache.results.smoothing import nearest_row
-
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-Rows = NDArray[np.int64]
+from fercache.results.smoothing import Floats, Mask, Rows, nearest_row
 
 POLICIES = {
     "none": "a frame without a face is not filled: each head's column has the head's own prediction, every other "
@@ -56,14 +52,9 @@ class GapSources:
 def gap_sources(time_s: Floats, seen: Mask, policy: str, *, causal: bool = False) -> GapSources:
     """Return the source rows of one clip's predictions; each row is its own source if no row has a face.
 
-    Raises InputError if the policy is "linear" and `causal` is true.
-
-    Parameters
-    ----------
-    time_s : (T,) rising.
-    seen : (T,) whether a face was seen.
-    policy : one of `POLICIES`; with "none" and "temporal-heads" every row is its own source.
-    causal : use no later row; rows before the first face are their own source.
+    `time_s`: (T,) rising. `seen`: (T,) whether a face was seen. `policy`: one of `POLICIES`; with "none" and
+    "temporal-heads" every row is its own source. `causal`: use no later row; rows before the first face are their own
+    source. Raises InputError if the policy is "linear" and `causal` is true.
     """
     if causal and policy == "linear":
         raise InputError("linear interpolation uses a later frame", where="missing_faces = linear",
@@ -73,7 +64,7 @@ def gap_sources(time_s: Floats, seen: Mask, policy: str, *, causal: bool = False
     if policy not in COPIED or not len(found):
         return GapSources(row, row, np.zeros(len(row)))
     if policy == "nearest":
-        chosen = nearest_row(time_s, seen, causal=causal).row
+        chosen = nearest_row(time_s, seen, causal=causal)
         return GapSources(chosen, chosen, np.zeros(len(row)))
     place = np.searchsorted(found, row, "right")  # the number of faces up to and including this row
     before, after = found[np.maximum(place - 1, 0)], found[np.minimum(place, len(found) - 1)]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,30 +23,6 @@ SHOWN = 10
 Counts = NDArray[np.int64]
 
 
-@dataclass
-class _Tally:
-    """Confusion matrices by group, ``(C, C)`` each, and what could not be scored."""
-
-    classes: int
-    groups: dict[str, Counts] = field(default_factory=dict)
-    unscored: int = 0
-    scored: set[str] = field(default_factory=set)
-
-    def add(self, trial: Trial, label: NDArray[Any], predicted: NDArray[Any]) -> None:
-        """Count the labelled rows of a trial."""
-        self.scored.add(trial.name)
-        empty = np.zeros((self.classes, self.classes), np.int64)
-        self.groups[trial.group] = self.groups.get(trial.group, empty) + metrics.confusion(label, predicted,
-                                                                                           self.classes)
-
-    def matrices(self, keep: Sequence[int], without: Collection[str] = ()) -> Counts:
-        """Return a matrix for each group that has a labelled row of the classes to `keep`, ``(G, c, c)``."""
-        every = np.array([matrix for group, matrix in self.groups.items() if group not in without]
-                         ).reshape(-1, self.classes, self.classes)
-        part = every[:, keep][:, :, keep]
-        return np.asarray(part[part.sum((1, 2)) > 0])
-
-
 def score_file(dataset: Dataset, preds: io.PredictionsFile, config: ScoreConfig) -> dict[str, Any]:
     """Return every figure as a JSON value.
 
@@ -65,46 +40,54 @@ def score_file(dataset: Dataset, preds: io.PredictionsFile, config: ScoreConfig)
     names = labels.map_class_names(preds.classes, dataset.classes, labels.parse(config.map))
     only_clips = all(trial.labels is None for trial in trials.values())
     level = config.level if config.level != "auto" else "clip" if only_clips else "frame"
-    tally = _Tally(len(dataset.classes))
+    matrices: dict[str, Counts] = {}  # group -> (C, C)
+    unscored, scored = 0, set[str]()
     for clip in preds.clips():
         name = io.match_clip(clip.name, trials)
         if name in trials:
-            _count(tally, trials[name], clip, names, level)
-    if not tally.scored:
+            label, predicted, without_row = _compared(trials[name], clip, names, level)
+            matrix = metrics.confusion(label, predicted, len(dataset.classes))
+            matrices[trials[name].group] = matrices.get(trials[name].group, np.zeros_like(matrix)) + matrix
+            unscored += without_row
+            scored.add(name)
+    if not scored:
         raise InputError(f"none of the {len(trials):,} labelled trials of {dataset.name} has a prediction",
                          where=preds.path, hint="check --preds, --split and the data set")
-    lost = [name for name in trials if name not in tally.scored]
+    lost = [name for name in trials if name not in scored]
     shared = [i for i, name in enumerate(dataset.classes) if name not in names.target_only]
     every = range(len(dataset.classes))
-    copied = {trials[name].group for name in tally.scored if trials[name].copied}
-    original = tally.matrices(every, copied)
-    second = {"without_copies": _figures(original, dataset, every, config)} if copied and len(original) else {}
+    copied = {trials[name].group for name in scored if trials[name].copied}
+    original = [matrix for group, matrix in matrices.items() if group not in copied]
+    second = {"without_copies": _figures(original, dataset, every, config)} if copied and np.any(original) else {}
     return {"predictions": str(preds.path), "dataset": dataset.name, "split": config.split, "level": level,
             "rule": io.POOLED if level == "clip" else "every labelled frame", "metric": dataset.metric,
             "notice": dataset.notice, "classes": list(dataset.classes), "map": names.describe(),
-            "lost": list(names.source_only), "never": list(names.target_only), "unscored_frames": tally.unscored,
-            "trials": len(tally.scored), "trials_without_prediction": lost, "config": config.settings(),
-            "all": _figures(tally.matrices(every), dataset, every, config),
-            "shared": _figures(tally.matrices(shared), dataset, shared, config)} | second
+            "lost": list(names.source_only), "never": list(names.target_only), "unscored_frames": unscored,
+            "trials": len(scored), "trials_without_prediction": lost, "config": config.settings(),
+            "all": _figures(matrices.values(), dataset, every, config),
+            "shared": _figures(matrices.values(), dataset, shared, config)} | second
 
 
-def _count(tally: _Tally, trial: Trial, clip: io.ClipPredictions, names: labels.LabelMap, level: str) -> None:
-    labels_by_frame = trial.frame_labels(int(clip.frame[-1]))
+def _compared(trial: Trial, clip: io.ClipPredictions, names: labels.LabelMap, level: str
+              ) -> tuple[NDArray[Any], NDArray[Any], int]:
+    """Return the labels and predictions to compare, ``(n,)``, and the number of labelled frames without a row."""
     if level == "clip":
         if trial.clip_label < 0:
             raise InputError("it has frame labels but no clip label", where=trial.name,
                              hint="score it with --level frame")
-        pooled = clip.pooled(names.probs(clip.probs)).argmax()
-        tally.add(trial, np.array([trial.clip_label]), np.array([pooled]))
-        return
+        return np.array([trial.clip_label]), np.array([clip.pooled(names.probs(clip.probs)).argmax()]), 0
+    labels_by_frame = trial.frame_labels(int(clip.frame[-1]))
     label = labels_by_frame[clip.frame - 1]
-    tally.unscored += int((labels_by_frame >= 0).sum() - (label >= 0).sum())
-    tally.add(trial, label, names.predicted(clip.probs, clip.label_pred))
+    without_row = int((labels_by_frame >= 0).sum() - (label >= 0).sum())
+    return label, names.predicted(clip.probs, clip.label_pred), without_row
 
 
-def _figures(matrices: Counts, dataset: Dataset, keep: Sequence[int], config: ScoreConfig) -> dict[str, Any]:
-    """Return the scores over the classes to `keep`, with the recall of each."""
+def _figures(by_group: Iterable[Counts], dataset: Dataset, keep: Sequence[int], config: ScoreConfig
+             ) -> dict[str, Any]:
+    """Return the scores over the classes to `keep`, with the recall of each, of confusion matrices ``(C, C)``."""
     classes = [dataset.classes[i] for i in keep]
+    matrices = np.array([matrix for each in by_group if (matrix := each[np.ix_(keep, keep)]).any()], np.int64)
+    matrices = matrices.reshape(-1, len(keep), len(keep))
     sampler = metrics.Resampler(len(matrices), config.bootstrap, config.seed)
     total = matrices.sum(0)
     recall = np.diag(total) / np.maximum(total.sum(1), 1)

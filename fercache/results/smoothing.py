@@ -27,12 +27,7 @@ class WindowReach(NamedTuple):
 
 
 def window_reach(time_s: Floats, behind_s: float, ahead_s: float) -> WindowReach:
-    """Return each row's window, from `behind_s` before it to `ahead_s` after it, ends included.
-
-    Parameters
-    ----------
-    time_s : (T,) rising.
-    behind_s, ahead_s : at least 0. ``ahead_s = 0`` uses no future frame.
+    """Return the window of each row, whose times (T,) rise, from `behind_s` before it to `ahead_s` after it, inclusive.
     """
     start = np.searchsorted(time_s, time_s - behind_s - SLACK_S, "left")
     stop = np.searchsorted(time_s, time_s + ahead_s + SLACK_S, "right")
@@ -40,14 +35,9 @@ def window_reach(time_s: Floats, behind_s: float, ahead_s: float) -> WindowReach
 
 
 class CumulativeSums:
-    """Cumulative sums of the rows that count; the sum over any window is then one subtraction.
+    """Cumulative sums of the `values` (T, D) that count, (T,); the sum over any window is then one subtraction.
 
-    Parameters
-    ----------
-    values : (T, D) of any float type; rows that do not count are ignored.
-    counts : (T,) which rows count.
-    causal : sum about 0 instead of the mean, so that no bit of a row's sums depends on a later row.
-
+    `causal`: sum about 0 instead of the mean, so that no bit of a row's sums depends on a later row.
     """
 
     def __init__(self, values: NDArray[Any], counts: Mask, *, causal: bool = False) -> None:
@@ -55,17 +45,16 @@ class CumulativeSums:
         # Sums are float64 about the mean of the rows that count, so that 50,000 rows lose no digit that matters.
         self.centre = values[counts].mean(0, dtype=float) if centered else np.zeros(values.shape[1])
         self.offset = np.where(counts[:, None], values - self.centre, 0.0)
-        self.total = _running(self.offset)
+        self.total = _running_sums(self.offset)
         self.number = np.concatenate([[0], np.cumsum(counts)])
 
     def mean(self, window: WindowReach) -> Floats:
-        """Return the mean over each row's window, ``(T, D)``; a window without a row that counts has the clip's mean.
-        """
+        """Return the mean over each row's window, ``(T, D)``; that of the clip in a window where no row counts."""
         return np.asarray(self.centre + self._over(self.total, window))
 
     def spread(self, window: WindowReach) -> Floats:
         """Return the standard deviation over each row's window, ``(T, D)``; 0 where fewer than two rows count."""
-        square = self._over(_running(self.offset**2), window)
+        square = self._over(_running_sums(self.offset**2), window)
         # Rounding can make the difference of two equal squares negative.
         return np.asarray(np.sqrt(np.maximum(square - self._over(self.total, window) ** 2, 0.0)))
 
@@ -90,35 +79,24 @@ def moving_mean(values: NDArray[Any], counts: Mask, window: WindowReach, *, caus
     """
     sums = CumulativeSums(values, counts, causal=causal)
     seen = sums._number(window) > 0
-    found = sums.mean(window)
-    if seen.all() or not seen.any():
-        return found
-    return np.asarray(found[nearest_row(np.arange(len(seen), dtype=float), seen, causal=causal).row])
+    row = nearest_row(np.arange(len(seen), dtype=float), seen, causal=causal)
+    return np.asarray(sums.mean(window)[row])
 
 
-class NearestRow(NamedTuple):
-    """The nearest row that counts, ``(T,)`` (the row itself where none counts), and how far it is in seconds."""
+def nearest_row(time_s: Floats, counts: Mask, *, causal: bool = False) -> Rows:
+    """Return for each row the nearest one in time that counts, ``(T,)``; of two equally near the earlier.
 
-    row: Rows
-    distance_s: Floats
-
-
-def nearest_row(time_s: Floats, counts: Mask, *, causal: bool = False) -> NearestRow:
-    """Return for each row the nearest one in time that counts; of two equally near the earlier.
-
-    `causal`: look back only; rows before the first that counts keep themselves, at an infinite distance.
+    `causal`: look back only; a row before the first that counts keeps itself, as every row does where none counts.
     """
     row = np.arange(len(time_s))
     seen = np.flatnonzero(counts)
     if not len(seen):
-        return NearestRow(row, np.full(len(time_s), np.inf))
+        return row
     place = np.searchsorted(seen, row, "right")
     before, after = seen[np.maximum(place - 1, 0)], seen[np.minimum(place, len(seen) - 1)]
     back = np.where(place > 0, time_s - time_s[before], np.inf)
     ahead = np.where((place < len(seen)) & (not causal), time_s[after] - time_s, np.inf)
-    chosen = np.where(back <= ahead, before, after)
-    distance = np.minimum(back, ahead)
-    return NearestRow(np.where(np.isfinite(distance), chosen, row), distance)
+    return np.where(np.isfinite(np.minimum(back, ahead)), np.where(back <= ahead, before, after), row)
 
 
 def lagged(values: NDArray[Any], time_s: Floats, lag_s: float) -> NDArray[Any]:
@@ -128,8 +106,7 @@ def lagged(values: NDArray[Any], time_s: Floats, lag_s: float) -> NDArray[Any]:
 
 
 def highest(values: Floats, window: WindowReach) -> Floats:
-    """Return the highest value over each row's window, ``(T, D)``; every window holds a row.
-    """
+    """Return the highest value over each row's window, ``(T, D)``; every window holds a row."""
     # Two windows of a power of two that overlap cover any window, so T log T steps are enough.
     long = window.stop - window.start
     level = np.frexp(long.astype(float))[1] - 1
@@ -161,21 +138,12 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
 
 def chain_posteriors(log_probs: Sequence[Floats], time_s: Sequence[Floats], chains: Sequence[Chain], *,
                      causal: bool = False) -> list[Floats]:
-    """Return log-probabilities of the classes under each chain, given all rows of a clip (`causal`: no later one).
+    """Return log-probabilities of the classes under each chain, (T, V, C) for each clip, given all its rows.
 
-    Parameters
-    ----------
-    log_probs : (T, C) of single frames, for each clip.
-    time_s : (T,) rising, for each clip. After a gap the chain knows less.
+    `log_probs`: (T, C) of single frames, for each clip; `time_s`: (T,) rising, for each clip. `causal`: given no later
+    row; a class is drawn with its mean probability so far.
 
-    Returns
-    -------
-    (T, V, C) for each clip, which does not depend on the other clips.
-
-    Notes
-    -----
-    The forward-backward algorithm (Rabiner 1989), all clips and chains in one pass. `causal`: a class is drawn with its
-    mean probability so far.
+    The forward-backward algorithm (Rabiner 1989), all clips and chains in one pass. After a gap the chain knows less.
     """
     # A step of one clip alone is a dozen tiny arrays, so step t is taken for all clips at once. The rows of a step are
     # adjacent, the longest clip first: the clips that still run are then a prefix.
@@ -228,8 +196,6 @@ def _chain_inputs(log_probs: Floats, time_s: Floats, chains: Sequence[Chain],
     return keep, (1 - keep) * drawn[:, None], evidence
 
 
-def _running(values: Floats) -> Floats:
+def _running_sums(values: Floats) -> Floats:
     """Return sums from the start, ``(T + 1, D)``, beginning with 0."""
-    sums = np.zeros((len(values) + 1, values.shape[1]))
-    np.cumsum(values, axis=0, out=sums[1:])
-    return sums
+    return np.asarray(np.cumsum(np.pad(values, ((1, 0), (0, 0))), axis=0))

@@ -1,7 +1,4 @@
-"""Files that are complete or absent: temporary sibling, fsync, rename, fsync of the folder.
-
-No other module replaces a file.
-"""
+"""Files that are complete or absent: a temporary sibling, synced and renamed. No other module replaces a file."""
 
 from __future__ import annotations
 
@@ -9,13 +6,11 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
-import tempfile
-import threading
+import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,8 +24,6 @@ KILL_AT = os.environ.get("FERCACHE_KILL_AT", "")
 TEMPORARY = ".tmp-"  # prefix of the name of a temporary sibling
 _steps: Counter[str] = Counter()
 SUFFIX_BYTES = 100  # bytes of a name's end that its temporary sibling keeps; file systems allow 255 bytes, not letters
-_umask_lock = threading.Lock()
-_UMASK_LINE = re.compile(r"^Umask:\s*([0-7]+)", re.MULTILINE)
 RecordType = TypeVar("RecordType", bound=msgspec.Struct)
 
 
@@ -42,16 +35,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     # After a crash at any moment `path` holds its old bytes or its new ones. The sibling keeps `path`'s suffixes, so
     # that writers which choose a format by the ending work on it.
-    make_folder(path.parent)
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY, suffix="-" + _ending(path.name))
-    except OSError as error:
-        raise not_writable(path.parent, error) from error
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _make_sibling(path, lambda sibling: sibling.touch(exist_ok=False))
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp lets only the owner read
         # Before the rename: otherwise a power loss may leave the new name with no content.
         fsync(temporary)
         durable_step("replace.written")
@@ -72,14 +58,9 @@ def making_folder(path: Path) -> Iterator[Path]:
     # one step, so it is refused.
     if path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None):
         raise InputError("this already exists", where=path, hint="remove it, or choose another folder with --out")
-    make_folder(path.parent)
-    try:
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=TEMPORARY, suffix="-" + _ending(path.name)))
-    except OSError as error:
-        raise not_writable(path.parent, error) from error
+    temporary = _make_sibling(path, Path.mkdir)
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
         fsync_all(temporary.iterdir())
         temporary.replace(path)
         fsync(path.parent)
@@ -87,9 +68,18 @@ def making_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _ending(name: str) -> str:
-    """Return the end of a name, without a UTF-8 character that the limit would split."""
-    return os.fsdecode(os.fsencode(name)[-SUFFIX_BYTES:].lstrip(bytes(range(0x80, 0xC0))))
+def _make_sibling(path: Path, make: Callable[[Path], None]) -> Path:
+    """Return a new temporary sibling of `path`, a file or a folder that `make` creates."""
+    # `tempfile` would let only the owner read it, also after the rename: these get the modes of any new file.
+    make_folder(path.parent)
+    # Without a UTF-8 character that the limit would split.
+    ending = os.fsdecode(os.fsencode(path.name)[-SUFFIX_BYTES:].lstrip(bytes(range(0x80, 0xC0))))
+    sibling = path.parent / f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{ending}"
+    try:
+        make(sibling)
+    except OSError as error:
+        raise not_writable(path.parent, error) from error
+    return sibling
 
 
 def remove_temporary(folder: Path, name: str = "*") -> None:
@@ -205,15 +195,3 @@ def durable_step(name: str) -> None:
         _steps[name] += 1
         if f"{name}:{_steps[name]}" == KILL_AT:
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _umask() -> int:
-    # Python can only read the umask by setting it, and files that other threads create meanwhile would get wrong modes.
-    # Linux reports it in /proc.
-    try:
-        return int(_UMASK_LINE.search(Path("/proc/self/status").read_text())[1], 8)  # type: ignore[index]
-    except (OSError, TypeError):
-        with _umask_lock:
-            mask = os.umask(0)
-            os.umask(mask)
-            return mask

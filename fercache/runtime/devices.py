@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -75,17 +74,8 @@ def bf16_pays(flags: str | None = None) -> bool:
     # Intel's matrix units (AMX), AMD's avx512_bf16 and Arm's bf16 do. Intel's avx512_bf16 alone does half of float32's
     # multiplications a cycle: measured .64 of float32's rate with torch and .58 with OpenVINO. Without any of them bf16
     # is emulated.
-    cpu_flags = _processor() if flags is None else flags
-    words = set(cpu_flags.split())
+    words = set((Path("/proc/cpuinfo").read_text() if flags is None else flags).split())
     return "amx_bf16" in words or ("avx512_bf16" in words and "AuthenticAMD" in words) or "bf16" in words
-
-
-@cache
-def _processor() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
 
 
 def free_memory() -> int:
@@ -101,18 +91,8 @@ def map_threads(task: Callable[[Item], Result], items: Sequence[Item], device: s
     # waits for another at the end of every operation. On a GPU the tasks run one after the other.
     if torch.device(device).type != "cpu":
         return [task(item) for item in items]
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(max(1, min(threads, len(items))))
-
-    def alone(item: Item) -> Result:
-        torch.set_num_threads(1)
-        return task(item)
-
-    try:
-        return list(pool.map(alone, items))
-    finally:
-        pool.shutdown(cancel_futures=True)  # an interrupt waits for the running tasks only
-        torch.set_num_threads(threads)
+    with TorchThreadPool(max(1, min(torch.get_num_threads(), len(items)))) as pool:
+        return pool.run(task, items)
 
 
 def serially(task: Callable[[Item], Result], items: Sequence[Item], device: str = "cpu") -> list[Result]:

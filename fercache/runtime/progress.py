@@ -30,14 +30,8 @@ def format_duration(seconds: float) -> str:
 
 
 class ProgressBar:
-    """The progress of one task: count its units with `advance`, name the current one with `note`.
-
-    Parameters
-    ----------
-    title : name of the task.
-    total : units of work, None if it is not known yet.
-    unit : name of a unit ("frames").
-    """
+    """The progress of one task: count its units with `advance`, name the current one with `note`."""
+    # `total`: units of work, None if it is not known yet. `unit`: name of a unit, such as "frames".
 
     def __init__(self, title: str, total: float | None, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit

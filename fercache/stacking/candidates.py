@@ -16,20 +16,14 @@ from scipy.special import softmax
 
 from fercache import metrics
 from fercache.errors import InputError
-from fercache.heads import registry as head_registry
+from fercache.heads.registry import HEADS
 from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits
 from fercache.results import missing_faces
 from fercache.stacking.features import FLOOR, POOLED, log_softmax
 from fercache.stacking.nested_cv import ALL, NestedResult, Probs, predict_new
+from fercache.stacking.run_metrics import FinalRecord
 
 log = logging.getLogger(__name__)
-
-
-def _uses_later_frames(head: str, oof: OofLogits) -> bool:
-    """Return whether a head's prediction of a frame depends on later frames."""
-    # The user who imports logits decides that they are causal; a head that is unknown counts as one that looks ahead.
-    spec = head_registry.HEADS.get(head)
-    return spec.lookahead if spec is not None else head not in oof.declared
 
 
 def drop_lookahead_heads(oof: OofLogits) -> OofLogits:
@@ -37,7 +31,9 @@ def drop_lookahead_heads(oof: OofLogits) -> OofLogits:
     if oof.pooled:
         raise InputError("--causal needs one prediction per frame, not per clip", where="stack",
                          hint="drop --causal, or choose --level frame")
-    causal_heads = tuple(head for head in oof.heads if not _uses_later_frames(head, oof))
+    # The user who imports logits decides that they are causal; a head that is unknown counts as one that looks ahead.
+    causal_heads = tuple(head for head in oof.heads
+                         if (not HEADS[head].lookahead if head in HEADS else head in oof.declared))
     if not causal_heads:
         raise InputError(f"--causal: every head uses later frames: {', '.join(oof.heads)}",
                          where="stack", hint="train the head `frame`, or import logits of a causal model")
@@ -59,41 +55,20 @@ DESCRIPTIONS = {"mean": "plain mean of the heads' probabilities",
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinalCandidate:
-    """The candidate that `preds.csv` holds, and the reason."""
-
-    name: str
-    why: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class GapFiller:
-    """Fills the frames without a face.
+    """Fills the frames without a face."""
 
-    Attributes
-    ----------
-    sources : the rows that each row is filled from, ``(R,)``.
-    head_sources : the rows that each row of a head itself is taken from, ``(R,)``. A head's logits of a frame without a
-        face may be a copy of the nearest face. In a causal run that could be a later one, so an earlier face is taken.
-    faceless : (R,) the rows without a face in clips that have faces.
-    before_first_face : (R,) in a causal run, the rows before the first face of their clip; else all False.
-    """
-
-    policy: str
-    sources: missing_faces.GapSources
+    policy: str  # one of `missing_faces.POLICIES`
+    sources: missing_faces.GapSources  # the rows that each row is filled from, (R,)
+    # The rows that each row of a head itself is taken from, (R,). A head's logits of a frame without a face may be a
+    # copy of the nearest face. In a causal run that could be a later one, so an earlier face is taken.
     head_sources: missing_faces.GapSources
-    faceless: NDArray[np.bool_]
-    before_first_face: NDArray[np.bool_]
+    faceless: NDArray[np.bool_]  # (R,) the rows without a face in clips that have faces
+    before_first_face: NDArray[np.bool_]  # (R,) in a causal run, the rows before a clip's first face; else all False
 
     @classmethod
     def of(cls, oof: OofLogits, policy: str = "nearest", *, causal: bool = False) -> GapFiller:
-        """Return the filler of these logits.
-
-        Parameters
-        ----------
-        policy : one of `missing_faces.POLICIES`.
-        causal : use no later frame.
-        """
+        """Return the filler of these logits; a `causal` one uses no later frame."""
         every = np.arange(len(oof.label))
         filled_from, head_from = (missing_faces.GapSources(every.copy(), every.copy(), np.zeros(len(every)))
                                   for _ in range(2))
@@ -113,12 +88,8 @@ class GapFiller:
                    before_first_face=before_first_face)
 
     def refill(self, probs: Probs) -> Probs:
-        """Fill the gaps again, after the probabilities of frames with a face changed.
-
-        Notes
-        -----
-        A temperature is not linear in the probabilities, so the interpolation has to follow it.
-        """
+        """Fill the gaps again, after the probabilities of frames with a face changed."""
+        # A temperature is not linear in the probabilities, so the interpolation has to follow it.
         return np.asarray(self.sources.apply(probs), np.float32) if self.policy in missing_faces.COPIED else probs
 
 
@@ -156,24 +127,22 @@ def _mean(heads: dict[str, Probs]) -> Probs:
 
 
 def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metric: str,
-                 rejected: Mapping[str, str] | None = None) -> FinalCandidate:
+                 rejected: Mapping[str, str] | None = None) -> FinalRecord:
     """Return the requested candidate, or with "auto" the one with the best out-of-fold score.
-
-    Of equal scores, the one with the higher mean log-probability of the labels is taken.
 
     `rejected`: candidates that "auto" skips, such as those of `find_contradictions`. Raises InputError if there is no
     candidate of that name.
-
-    Columns with an in-sample source have no out-of-fold score, so "auto" skips them. If the heads are not above chance
-    (`chance_p_value`), a learned candidate that scores higher has luck or the bias of the folds, so "auto" takes a head
-    or the mean, and the mean only if new clips repeat its predictions at least as often as those of some head.
     """
+    # Columns with an in-sample source have no out-of-fold score, so "auto" skips them. If the heads are not above
+    # chance (`chance_p_value`), a learned candidate that scores higher has luck or the bias of the folds, so "auto"
+    # takes a head or the mean, and the mean only if new clips repeat its predictions at least as often as those of some
+    # head. Of equal scores, the one with the higher mean log-probability of the labels is taken.
     if requested != "auto":
         if requested not in columns:
             raise InputError(f"no candidate {requested!r}", where="stack",
                              hint=f"this run gives {', '.join(columns)}")
-        return FinalCandidate(name=requested, why="selected with --select")
-    groups = len({g for g, f in zip(oof.group, oof.fold, strict=True) if f >= 0})
+        return FinalRecord(column=requested, why="selected with --select")
+    groups = len(oof.fold_groups())
     skipped = {*leaky_heads(oof, columns), *(rejected or {})}
     eligible = [name for name in columns if name not in skipped]
     if not eligible:
@@ -181,27 +150,27 @@ def choose_final(oof: OofLogits, columns: dict[str, Probs], requested: str, metr
                          where="stack", hint="name one with --select, or leave the in-sample source out of --logits")
     # The best of several scores over few groups is mostly luck.
     if oof.epochs_fixed or groups < MIN_GROUPS_TO_CHOOSE:
-        return FinalCandidate(name="mean" if "mean" in eligible else eligible[0],
-                     why=f"{groups} groups: with fewer than {MIN_GROUPS_TO_CHOOSE} nothing is chosen by score, and the "
-                         "plain mean is final")
+        return FinalRecord(column="mean" if "mean" in eligible else eligible[0],
+                           why=f"{groups} groups: with fewer than {MIN_GROUPS_TO_CHOOSE} nothing is chosen by score, "
+                               "and the plain mean is final")
     p = chance_p_value(oof)
     simple = [name for name in eligible if name in oof.heads or (name == "mean" and _mean_repeats(oof))]
     at_chance = p >= MOST_P and bool(simple)
     eligible = simple if at_chance else eligible
     scores = score_out_of_fold(oof, {name: columns[name] for name in eligible}, metric)
-    rows = np.flatnonzero((oof.per_row(oof.fold) >= 0) & (oof.label >= 0))
+    rows = np.flatnonzero(oof.scored)
     # Few clips often have equal scores.
     best = max(scores, key=lambda name: (scores[name], float(
         np.log(np.maximum(columns[name][rows, oof.label[rows]], FLOOR)).mean())))
     why = f"best {metric} out of fold ({scores[best]:.4f}) on the training groups"
     if at_chance:
         why += f", of heads and mean only: the heads are not above chance (p = {p:.3f}, labels permuted by group)"
-    return FinalCandidate(name=best, why=why)
+    return FinalRecord(column=best, why=why)
 
 
 def score_out_of_fold(oof: OofLogits, columns: Mapping[str, Probs], metric: str) -> dict[str, float]:
     """Return column -> its score on the labeled rows of the folds."""
-    figure, scored = metrics.official(metric), (oof.per_row(oof.fold) >= 0) & (oof.label >= 0)
+    figure, scored = metrics.official(metric), oof.scored
     return {name: float(figure(metrics.confusion(oof.label[scored], values[scored].argmax(1), len(oof.classes))))
             for name, values in columns.items()}
 
@@ -212,14 +181,10 @@ MOST_P = 0.01  # heads with a p value of this or more count as heads at chance
 
 
 def chance_p_value(oof: OofLogits) -> float:
-    """Return the p value of the hypothesis that the heads' out-of-fold log-probabilities do not depend on the labels.
-
-    Notes
-    -----
-    One-sided permutation test of the sum over labeled rows of the heads' mean log-probability of the label, centered
-    over rows. A permutation gives each group the label sequence of another group, repeated or cut to its length:
-    frames of a group are not exchangeable. Heads below chance have a p value near 1.
-    """
+    """Return the p value of the hypothesis that the heads' out-of-fold log-probabilities do not depend on labels."""
+    # One-sided permutation test of the sum over labeled rows of the heads' mean log-probability of the label, centered
+    # over rows. A permutation gives each group the label sequence of another group, repeated or cut to its length:
+    # frames of a group are not exchangeable. Heads below chance have a p value near 1.
     part = oof.subset(_spread_trials(oof))
     rows = np.flatnonzero(part.valid & (part.label >= 0))
     label, group = part.label[rows].astype(int), part.per_row(part.group_number)[rows]
@@ -246,15 +211,14 @@ def find_contradictions(oof: OofLogits, nested: NestedResult, columns: Mapping[s
                         causal: bool = False) -> dict[str, str]:
     """Return learned candidate -> reason, for each one whose out-of-fold predictions new clips will not repeat.
 
-    Notes
-    -----
-    First test: the candidate's log-probabilities and the mean of its heads' must not have a negative correlation over
-    the training rows. Second test: new clips are predicted by the mean over the folds' heads, in which the bias of the
-    single folds cancels. The training rows are predicted in the same way: each fold's mean log-probabilities are
-    replaced by the mean over all folds, and the stacker of all folds is used. A candidate is rejected if its
-    predictions change more often than those of its heads, and it scores less than out of fold by more than `MOST_LOST`.
-    Changes alone prove nothing: on few groups the stackers of two folds differ, also where heads complement each other.
+    It is rejected if its log-probabilities and the mean of its heads' have a negative correlation over the training
+    rows; or if, predicted as new clips are, its predictions change more often than those of its heads, and it scores
+    less than out of fold by more than `MOST_LOST`.
     """
+    # New clips are predicted by the mean over the folds' heads, in which the bias of the single folds cancels. The
+    # training rows are predicted in the same way: each fold's mean log-probabilities are replaced by the mean over all
+    # folds, and the stacker of all folds is used. Changes alone prove nothing: on few groups the stackers of two folds
+    # differ, also where heads complement each other.
     if ALL not in nested.fold_models:
         return {}
     trials = _spread_trials(oof)
@@ -326,12 +290,8 @@ def leaky_heads(oof: OofLogits, columns: Iterable[str]) -> dict[str, str]:
 
 
 def to_ppm(probabilities: Probs) -> NDArray[np.int32]:
-    """Return probabilities, ``(R, C)``, as integers in parts per million; each row sums to 1,000,000.
-
-    Notes
-    -----
-    Largest-remainder rounding: six decimals in a table then sum to exactly 1.
-    """
+    """Return probabilities, ``(R, C)``, as integers in parts per million; each row sums to 1,000,000."""
+    # Largest-remainder rounding: six decimals in a table then sum to exactly 1.
     exact = probabilities.astype(float)
     exact *= 1e6 / exact.sum(1, keepdims=True)
     ppm = np.floor(exact).astype(np.int32)

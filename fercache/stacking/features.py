@@ -1,10 +1,6 @@
-"""Features of the stacker: each head's log-probabilities at a frame, around it, and over the clip; and its sample.
-
-Notes
------
-One clip is processed at a time, so memory stays flat. Features are built for frames with a face (for all frames if the
-clip has none). The other frames take the prediction of the nearest frame with a face.
-"""
+"""Features of the stacker: each head's log-probabilities at a frame, around it, and over the clip; and its sample."""
+# One clip is processed at a time, so memory stays flat. Features are built for frames with a face (for all frames if
+# the clip has none). The other frames take the prediction of the nearest frame with a face.
 
 from __future__ import annotations
 
@@ -18,25 +14,16 @@ from numpy.typing import NDArray
 from scipy import special
 
 from fercache.oof import OofLogits
-from fercache.results.smoothing import (
-    Chain,
-    CumulativeSums,
-    NearestRow,
-    WindowReach,
-    chain_posteriors,
-    highest,
-    lagged,
-    nearest_row,
-    window_reach,
-)
+from fercache.results import smoothing
+from fercache.results.smoothing import Chain, CumulativeSums, WindowReach
 from fercache.runtime.progress import ProgressBar
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
+# Half-widths of the moving means: 5 to 450 frames at 30 fps, where smoothing helps on Aff-Wild2.
 WIDTHS_S = (1 / 6, 1 / 2, 1.5, 5.0, 15.0)
-"""Half-widths of the moving means: 5 to 450 frames at 30 fps, where smoothing helps on Aff-Wild2."""
 CHAINS = tuple(Chain(dwell_s=dwell_s, evidence_hz=hz) for hz in (5.0, 10.0, 20.0) for dwell_s in (1.0, 4.0))
 """The Markov chains that smoothing chooses from. On out-of-fold rows of photo streams (164 groups) the best of them has
 .675 macro F1, the best moving mean .654, a head alone .657."""
@@ -54,8 +41,7 @@ ROWS_AT_ONCE = 100_000  # rows of the clips whose chains are followed together: 
 FLOOR = 1e-6
 MOST_COLUMNS = 152
 UNSIGNED = re.compile(r":spread\b")  # channels with a value a class that is no vote for the class
-POOLED = ("mean", "spread", "most", "least")
-"""The statistics of a clip's log-probabilities that clip-level features use."""
+POOLED = ("mean", "spread", "most", "least")  # statistics of a clip's log-probabilities: its features at clip level
 
 
 def log_softmax(logits: NDArray[np.floating]) -> Floats:
@@ -65,27 +51,19 @@ def log_softmax(logits: NDArray[np.floating]) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipView:
-    """The rows of one trial as the stacker reads them; M of the T frames count.
+    """The rows of one trial as the stacker reads them; M of the T frames count."""
 
-    Attributes
-    ----------
-    counts : (T,) bool, frames with a face; all frames if there is no face at all. Not so if `causal`: only the end of
-        the clip shows that no face comes.
-    filled : for each frame the nearest one that counts.
-    log_probs : (M, H, C) log-probabilities of the heads at the frames that count.
-    time_s : (M,) of the frames that count.
-    seen : for each width of `SEEN_S` the share of frames about it that have a face, (M,).
-    pooled : (M, H, S, C) where a row is a whole clip, else None.
-    causal : no window includes a later frame.
-    """
-
+    # (T,) frames with a face; all frames if there is no face at all. Not so if `causal`: only the end of the clip shows
+    # that no face comes.
     counts: NDArray[np.bool_]
-    filled: NearestRow
+    filled: Rows  # for each frame the nearest one that counts
+    # Of the frames that count: (M, H, C) log-probabilities of the heads, (M,) times, and for each width of `SEEN_S` the
+    # share of frames about it that have a face, (M,).
     log_probs: Floats
     time_s: Floats
     seen: tuple[Floats, ...]
-    pooled: Floats | None = None
-    causal: bool = False
+    pooled: Floats | None = None  # (M, H, S, C) where a row is a whole clip
+    causal: bool = False  # no window includes a later frame
 
     @classmethod
     def of(cls, oof: OofLogits, trial: int, causal: bool = False) -> ClipView:
@@ -97,7 +75,7 @@ class ClipView:
         faces = CumulativeSums(np.zeros((len(valid), 1)), valid, causal=causal)
         seen = tuple(faces.share(_reach(time_s, width, causal))[counts] for width in SEEN_S)
         pooled = np.stack([oof.pooled[head][rows][counts] for head in oof.heads], 1) if oof.pooled else None
-        return cls(counts=counts, filled=nearest_row(time_s, counts, causal=causal), log_probs=log_probs,
+        return cls(counts=counts, filled=smoothing.nearest_row(time_s, counts, causal=causal), log_probs=log_probs,
                    time_s=time_s[counts], seen=seen, pooled=pooled, causal=causal)
 
     @classmethod
@@ -107,7 +85,7 @@ class ClipView:
         for part in np.split(np.asarray(trials, int), np.flatnonzero(np.diff(rows // ROWS_AT_ONCE)) + 1):
             views = [cls.of(oof, trial, causal) for trial in part.tolist()]
             if not oof.pooled:
-                posteriors = chain_posteriors([view.log_probs.mean(1) for view in views],
+                posteriors = smoothing.chain_posteriors([view.log_probs.mean(1) for view in views],
                                               [view.time_s for view in views], CHAINS, causal=causal)
                 for view, values in zip(views, posteriors, strict=True):
                     vars(view)["posteriors"] = values  # where `cached_property` looks
@@ -120,44 +98,34 @@ class ClipView:
     @cached_property
     def posteriors(self) -> Floats:
         """Log-probabilities under each of `CHAINS`, from the heads' mean, ``(M, V, C)``; one slow pass."""
-        return chain_posteriors([self.log_probs.mean(1)], [self.time_s], CHAINS, causal=self.causal)[0]
+        return smoothing.chain_posteriors([self.log_probs.mean(1)], [self.time_s], CHAINS, causal=self.causal)[0]
 
     def sums(self, values: Floats) -> CumulativeSums:
         """Return the running sums of values of the frames that count, ``(M, D)``."""
         return CumulativeSums(values, np.ones(len(values), bool), causal=self.causal)
 
     def spread_to_gaps(self, values: Singles) -> Singles:
-        """Return values of all frames, ``(T, ...)``, from those of the frames that count, ``(M, ...)``.
-
-        Notes
-        -----
-        Zeros (as logits: uniform probabilities) where a causal view has seen no face yet.
-        """
+        """Return values of all frames, ``(T, ...)``, from those of the frames that count, ``(M, ...)``."""
+        # Zeros (as logits: uniform probabilities) where a causal view has seen no face yet.
         if not len(values):
             return np.zeros((len(self.counts), *values.shape[1:]), values.dtype)
-        spread = values[(np.cumsum(self.counts) - 1)[self.filled.row]]
-        spread[~self.counts[self.filled.row]] = 0
+        spread = values[(np.cumsum(self.counts) - 1)[self.filled]]
+        spread[~self.counts[self.filled]] = 0
         return np.asarray(spread)
 
 
 def _reach(time_s: Floats, width_s: float, causal: bool) -> WindowReach:
-    return window_reach(time_s, width_s, 0.0 if causal else width_s)
+    return smoothing.window_reach(time_s, width_s, 0.0 if causal else width_s)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureColumns:
-    """The names of the features, and how they are built.
-
-    Attributes
-    ----------
-    level : "frame", or "clip" where a row is a clip.
-    causal : no feature uses a later frame.
-    """
+    """The names of the features, and how they are built."""
 
     heads: tuple[str, ...]
     classes: tuple[str, ...]
-    level: str = "frame"
-    causal: bool = False
+    level: str = "frame"  # "clip" where a row is a clip
+    causal: bool = False  # no feature uses a later frame
 
     @property
     def smoothings(self) -> tuple[float | Chain, ...]:
@@ -183,12 +151,9 @@ class FeatureColumns:
     @cached_property
     def anchors(self) -> NDArray[np.int64]:
         """The feature with the level of the same class and head (or all heads), ``(F,)``; -1 for a feature of no class.
-
-        Notes
-        -----
-        The difference between a feature and its anchor is a contrast within the clip: what shifts all log-probabilities
-        of a clip, such as the class shares of a fold, is not in it.
         """
+        # The difference between a feature and its anchor is a contrast within the clip: what shifts all
+        # log-probabilities of a clip, such as the class shares of a fold, is not in it.
         found = np.full(len(self.names), -1, np.int64)
         place = {name: i for i, name in enumerate(self.names)}
         for i in np.flatnonzero(self.class_of >= 0).tolist():
@@ -255,13 +220,11 @@ def feature_columns(oof: OofLogits, causal: bool) -> FeatureColumns:
 def _around(pooled: Floats, view: ClipView) -> list[Floats]:
     """Return statistics of the heads' mean log-probabilities around each frame, ``(M, C)`` each."""
     sums, time_s = view.sums(pooled), view.time_s
-    means = [sums.mean(view.reach(width)) for width in WIDTHS_S]
-    sides = [sums.mean(window_reach(time_s, SIDE_S, 0)),
-             *([] if view.causal else [sums.mean(window_reach(time_s, 0, SIDE_S))])]
-    whole = sums.mean(window_reach(time_s, np.inf, 0 if view.causal else np.inf))
-    return [*means, *sides, lagged(pooled, time_s, LAG_S), whole, sums.spread(view.reach(SPREAD_S)),
-            highest(pooled, view.reach(MOST_S)),
-            view.posteriors[:, FEATURE_CHAIN]]
+    sides = [sums.mean(smoothing.window_reach(time_s, SIDE_S, 0)),
+             *([] if view.causal else [sums.mean(smoothing.window_reach(time_s, 0, SIDE_S))])]
+    return [*(sums.mean(view.reach(width)) for width in WIDTHS_S), *sides, smoothing.lagged(pooled, time_s, LAG_S),
+            sums.mean(view.reach(np.inf)), sums.spread(view.reach(SPREAD_S)),
+            smoothing.highest(pooled, view.reach(MOST_S)), view.posteriors[:, FEATURE_CHAIN]]
 
 
 def _entropy(view: ClipView) -> Floats:
@@ -278,15 +241,15 @@ def _moving_entropy(pooled: Floats, view: ClipView) -> Floats:
     entropy = -(np.exp(pooled) * pooled).sum(-1, keepdims=True)
     sums = view.sums(entropy)
     windows = [view.reach(width) for width in ENTROPY_S]
-    return np.concatenate([part for w in windows for part in (sums.spread(w), highest(entropy, w),
-                                                              -highest(-entropy, w))], 1)
+    return np.concatenate([part for window in windows for part in (
+        sums.spread(window), smoothing.highest(entropy, window), -smoothing.highest(-entropy, window))], 1)
 
 
 def _slope(pooled: Floats, view: ClipView) -> Floats:
     """Return the rate of change of the top class, in log-probability per second, ``(M, 1)``."""
     sums = view.sums(pooled)
-    ahead = pooled if view.causal else sums.mean(window_reach(view.time_s, 0, SIDE_S))
-    rise = (ahead - sums.mean(window_reach(view.time_s, SIDE_S, 0))) / SIDE_S
+    ahead = pooled if view.causal else sums.mean(smoothing.window_reach(view.time_s, 0, SIDE_S))
+    rise = (ahead - sums.mean(smoothing.window_reach(view.time_s, SIDE_S, 0))) / SIDE_S
     return np.take_along_axis(rise, pooled.argmax(1)[:, None], 1)
 
 
@@ -311,24 +274,15 @@ PARTS = ("rows", "x", "smoothed", "label", "fold", "group", "block_id")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSample:
-    """The rows that the stacker learns from.
+    """The n rows that the stacker learns from."""
 
-    Attributes
-    ----------
-    rows : (n,) rows of the logits.
-    x : (n, F) float32 features.
-    smoothed : (n, W, C) float32, the heads' mean log-probabilities, smoothed in each of the W ways.
-    label, fold, group, block_id : (n,) integers; rows of a clip in the same `BLOCK_S` seconds share a block.
-    classes : C.
-    """
-
-    rows: NDArray[np.int64]
-    x: NDArray[np.float32]
-    smoothed: NDArray[np.float32]
+    rows: NDArray[np.int64]  # (n,) rows of the logits
+    x: NDArray[np.float32]  # (n, F) features
+    smoothed: NDArray[np.float32]  # (n, W, C) the heads' mean log-probabilities, smoothed in each of the W ways
     label: NDArray[np.int64]
     fold: NDArray[np.int64]
     group: NDArray[np.int64]
-    block_id: NDArray[np.int64]
+    block_id: NDArray[np.int64]  # (n,) rows of a clip in the same `BLOCK_S` seconds share a block
     classes: int
 
     def without(self, fold: int) -> TrainingSample:
@@ -379,14 +333,14 @@ def thinned(oof: OofLogits, refit: bool = False) -> NDArray[np.bool_]:
         learnable = learnable | (np.array(oof.split) == "validation")
     # Only frames with a face have features of their own; the others would add copies.
     usable = (oof.label >= 0) & oof.valid & oof.per_row(learnable)
-    selected, step = _one_a_step(oof, usable, STEP_S), STEP_S
+    selected, step = one_a_step(oof, usable, STEP_S), STEP_S
     while selected.sum() > MOST:
         step *= max(1.05, selected.sum() / MOST)
-        selected = _one_a_step(oof, usable, step)
+        selected = one_a_step(oof, usable, step)
     return selected
 
 
-def _one_a_step(oof: OofLogits, usable: NDArray[np.bool_], step_s: float) -> NDArray[np.bool_]:
+def one_a_step(oof: OofLogits, usable: NDArray[np.bool_], step_s: float) -> NDArray[np.bool_]:
     """Return the first usable row of each step of each trial, as a mask ``(R,)``."""
     rows = np.flatnonzero(usable)
     step = np.floor(oof.time_s[rows] / step_s + 1e-6)  # a time just below a step by rounding belongs to the step

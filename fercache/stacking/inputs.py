@@ -20,30 +20,23 @@ from numpy.typing import NDArray
 from fercache import logits_import
 from fercache.config import fingerprint_of
 from fercache.errors import InputError, StoreError
-from fercache.oof import IN_SAMPLE, OofLogits, open_oof
+from fercache.oof import OofLogits, open_oof
 from fercache.recipe import Context
 from fercache.stacking.features import FLOOR, log_softmax
 from fercache.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-CLIP_LEVEL = "clip"
-
 
 def merge_logits(oof: OofLogits, sources: Sequence[OofLogits]) -> OofLogits:
     """Return the logits with the imported sources as further heads, matched by clip, person and frame."""
-    for source in sources:
-        oof = _with(oof, source)
-    return oof
+    return reduce(_with, sources, oof)
 
 
 def load_logits(cache: Path, dataset: str, trained: Path | None, names: Sequence[str]) -> OofLogits:
     """Return the logits that a stack learns from: those of the heads merged with imported ones, or imported ones only.
 
-    Parameters
-    ----------
-    trained : the file of the heads' logits, or None.
-    names : of imported logits; at least one if `trained` is None.
+    `trained`: the file of the heads' logits. `names`: of imported logits, at least one if `trained` is None.
     """
     sources = logits_import.load(cache, dataset, names)
     if trained:
@@ -52,22 +45,19 @@ def load_logits(cache: Path, dataset: str, trained: Path | None, names: Sequence
         raise InputError("neither heads nor imported logits", where=f"data set {dataset}",
                          hint="run `fercache train-heads`, or `fercache logits import`")
     # A source by clip has no frames: with a source by frame first, its rows are spread over that one's frames.
-    first = next((s for s in sources if s.provenance.level != CLIP_LEVEL), sources[0])
+    first = next((s for s in sources if s.provenance.level != "clip"), sources[0])
     return merge_logits(first, [source for source in sources if source is not first])
 
 
 def choose_logits(context: Context, typed: Mapping[str, Any], path: Path | None, names: Sequence[str]) -> OofLogits:
-    """Return the logits at `path` or of the last training, with imported logits beside the heads.
+    """Return the logits at `path` or of the last training, with the imported logits `names` beside the heads.
 
-    Parameters
-    ----------
-    typed : keys that name the data set; the recipe has the others.
-    names : the imported logits to use.
+    `typed`: keys that name the data set; the recipe has the others.
     """
     dataset = context.dataset_name(typed)
     trained = path or context.workspace.current_logits_file_or_none(dataset)
     # Without heads, no names mean all imported logits: there is nothing else to stack.
-    if not names and context.is_logits(typed):
+    if not names and context.dataset_config(typed).dataset == "logits":
         names = tuple(logits_import.imported_names(context.cache, dataset))
         if not trained and not names:
             raise InputError("no logits were imported yet", where=context.workspace.imported_logits(dataset),
@@ -80,11 +70,11 @@ def choose_logits(context: Context, typed: Mapping[str, Any], path: Path | None,
 def find_logits_files(cache: Path, dataset: str, fingerprint: str, names: Sequence[str]) -> tuple[Path, ...]:
     """Return the file of the logits of a fingerprint, then those of the imported logits that were merged with it.
 
-    `names`: the imported logits, in the order in which `load_logits` merged them.
-
-    Merged logits have no file of their own. Their fingerprint is made of those of the parts, so it proves which heads
-    the parts were merged with. Empty where a part is not in the cache, or is no longer what it was.
+    Empty where a part is not in the cache, or is no longer what it was. `names`: the imported logits, in the order in
+    which `load_logits` merged them.
     """
+    # Merged logits have no file of their own. Their fingerprint is made of those of the parts, so it proves which heads
+    # the parts were merged with.
     sources = [logits_import.path_of(cache, dataset, name) for name in names]
     # Without heads of its own, a stack begins with imported logits, so these can be the first part too.
     for first in sorted(Workspace(cache).logits(dataset).glob("*.h5")) + sorted(
@@ -105,24 +95,13 @@ def find_logits_files(cache: Path, dataset: str, fingerprint: str, names: Sequen
 def open_merged(path: Path, imported: Sequence[Path]) -> Iterator[OofLogits]:
     """Yield the logits at `path`, merged with imported ones, to be read trial by trial.
 
-    Raises StoreError if a file is absent, torn, or holds no logits.
-
-    Merged logits are held in memory, as the stack held them; without imported ones only the trial at hand is.
+    Merged logits are in memory, as in the stack; without imported ones only the trial at hand is.
     """
     if imported:
         yield merge_logits(OofLogits.load(path), [OofLogits.load(one) for one in imported])
         return
     with open_oof(path) as reader:
         yield reader
-
-
-def refuse_in_sample(oof: OofLogits, force: bool) -> None:
-    """Raise InputError if a source was fitted on the rows that the stacker learns from, unless `force` is true."""
-    if oof.leaky_heads and not force:
-        raise InputError(f"declared {IN_SAMPLE}: {', '.join(oof.leaky_heads)} saw the labels of the training rows, so "
-                         "the stacker would learn from leaked labels", where="stack, logits",
-                         hint="leave it out of --logits, or import out-of-fold logits of that model; --force learns "
-                              "from it nevertheless, excludes it from `--select auto` and flags it in the output")
 
 
 def _with(oof: OofLogits, source: OofLogits) -> OofLogits:
@@ -154,7 +133,7 @@ def _with(oof: OofLogits, source: OofLogits) -> OofLogits:
 def _matched(oof: OofLogits, source: OofLogits) -> NDArray[np.int64]:
     """Return the row of `source` that matches each row, ``(R,)``; -1 without a match."""
     place = {trial: i for i, trial in enumerate(source.trials)}
-    clip_level = source.provenance.level == CLIP_LEVEL
+    clip_level = source.provenance.level == "clip"
     source_row = np.full(len(oof.label), -1, np.int64)
     for trial, name in enumerate(oof.trials):
         source_trial = place.get(name, place.get(oof.clips[trial]))
@@ -174,8 +153,6 @@ def _matched(oof: OofLogits, source: OofLogits) -> NDArray[np.int64]:
 def aggregate_clips(oof: OofLogits) -> OofLogits:
     """Return one row per clip: the mean of each head's probabilities over all frames of all people.
 
-    Notes
-    -----
     Only frames with a face are used, or all frames if none has one. `pooled` holds the statistics of the
     log-probabilities (`features.POOLED`) that the learned columns use.
     """

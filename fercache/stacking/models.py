@@ -44,12 +44,11 @@ def fit_linear(sample: TrainingSample, balance: float, columns: FeatureColumns, 
     """Return multinomial logistic regression fitted to a sample; above `MOST_ROWS` rows to an even subsample.
 
     `groups`: of all folds, so that the models of all folds have bounds, or none has.
-
-    With fewer than `MANY_GROUPS` groups, a higher level of a head's log-probability of a class never lowers that
-    class. The heads of a fold are biased against the labels that the fold holds out, and free weights turn that into
-    a score that new clips do not have (``docs/results/few-groups.md``). Contrasts within a clip do not have this
-    bias, so their weights are free.
     """
+    # With fewer than `MANY_GROUPS` groups, a higher level of a head's log-probability of a class never lowers that
+    # class. The heads of a fold are biased against the labels that the fold holds out, and free weights turn that into
+    # a score that new clips do not have (``docs/results/few-groups.md``). Contrasts within a clip do not have this
+    # bias, so their weights are free.
     every = -(-len(sample.rows) // MOST_ROWS)
     part = sample.where(np.arange(len(sample.rows)) % every == 0) if every > 1 else sample
     x, class_of, n_features = part.x.astype(float), columns.class_of, part.x.shape[1]
@@ -95,47 +94,38 @@ LEARNING_RATE = 0.1
 MOST_ROUNDS = 150
 PATIENCE = 15
 FEW_GROUPS_ROUNDS = 10  # number of rounds if there are too few groups for early stopping
-VAL_FRACTION = 0.25
-"""Fraction of the groups that chooses the number of rounds; all groups are then fitted with that number."""
-EFFECTIVE_N_A_LEAF = 2
-"""A leaf holds at least the mean number of rows of this many blocks (`features.BLOCK_S` of a clip)."""
+VAL_FRACTION = 0.25  # of the groups chooses the number of rounds; all groups are then fitted with that number
+EFFECTIVE_N_A_LEAF = 2  # a leaf holds at least the mean number of rows of this many blocks (`features.BLOCK_S`)
 SHRINK_EFFECTIVE_N = 20.0  # the L2 penalty of a leaf, in blocks; multiplied by the mean rows per block
 ROWS_FOR_THREADS = 20_000  # with fewer rows, threads cost more than they save
 
 
-@dataclass(frozen=True, kw_only=True)
-class TreesModel:
-    """A fitted booster; its `rounds` were chosen on `val_groups` groups (0: a fixed number)."""
-
-    booster: lightgbm.Booster
-    rounds: int
-    val_groups: int
-
-    def correction(self, x: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
-        """Return the correction of the start's log-probabilities, ``(n, C)``, for features ``(n, F)``."""
-        if not len(x):
-            return np.zeros((0, self.booster.num_model_per_iteration()), np.float32)
-        return np.asarray(self.booster.predict(x, raw_score=True, num_threads=threads), np.float32)
-
-    def gains(self) -> NDArray[np.float64]:
-        """Return each feature's share of the gain of all splits, ``(F,)``."""
-        gain = np.asarray(self.booster.feature_importance("gain"), float)
-        return np.asarray(gain / max(gain.sum(), 1e-12))
+def correction(trees: lightgbm.Booster, x: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
+    """Return the correction of the start's log-probabilities, ``(n, C)``, for features ``(n, F)``."""
+    if not len(x):
+        return np.zeros((0, trees.num_model_per_iteration()), np.float32)
+    return np.asarray(trees.predict(x, raw_score=True, num_threads=threads), np.float32)
 
 
-def fit_trees(sample: TrainingSample, start: Floats, config: StackConfig, balance: float) -> TreesModel:
-    """Return trees fitted to a sample, starting from the log-probabilities `start`, ``(n, C)``.
+def gains(trees: lightgbm.Booster) -> Floats:
+    """Return each feature's share of the gain of all splits, ``(F,)``."""
+    gain = np.asarray(trees.feature_importance("gain"), float)
+    return np.asarray(gain / max(gain.sum(), 1e-12))
 
-    `balance`: a row weighs one over its class's share to this power.
 
-    Trees start from the calibrated smoothed mean (LightGBM's `init_score`), so that with few groups they can do little
-    harm. Macro F1, mean of six sets of real faces with 28 to 390 groups, out of fold and on held-out
-    trials: plain mean .248 and .242, calibrated smoothed mean .276 and .282, trees on top of it .276 and .281. Trees
-    without a start lost to the plain mean on every set of streams.
+def fit_trees(sample: TrainingSample, start: Floats, config: StackConfig, balance: float
+              ) -> tuple[lightgbm.Booster, int, int]:
+    """Return trees fitted to a sample, their number of rounds, and that of the groups that chose it (0: fixed).
+
+    `start`: log-probabilities that they start from, ``(n, C)``. `balance`: a row weighs one over its class's share to
+    this power.
     """
+    # Trees start from the calibrated smoothed mean (LightGBM's `init_score`), so that with few groups they can do
+    # little harm. Macro F1, mean of six sets of real faces with 28 to 390 groups, out of fold and on held-out trials:
+    # plain mean .248 and .242, calibrated smoothed mean .276 and .282, trees on top of it .276 and .281. Trees without
+    # a start lost to the plain mean on every set of streams.
     rounds, val_groups = _rounds(sample, start, config, balance)
-    booster = lightgbm.train(_settings(sample, config), _data(sample, start, balance), rounds)
-    return TreesModel(booster=booster, rounds=rounds, val_groups=val_groups)
+    return lightgbm.train(_settings(sample, config), _data(sample, start, balance), rounds), rounds, val_groups
 
 
 def _rounds(sample: TrainingSample, start: Floats, config: StackConfig, balance: float) -> tuple[int, int]:

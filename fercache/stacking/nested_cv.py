@@ -1,18 +1,14 @@
-"""Nested cross-validation of the stacker: fitting, out-of-fold prediction, and the files of a finished run.
-
-Notes
------
-The model of fold k learns from the out-of-fold rows of the other folds and predicts fold k. One further model learns
-from all folds and predicts the trials that no fold holds out. Everything that is chosen by score (smoothing widths,
-number of trees) is chosen on the rows of the other folds too. So a label of fold k reaches the predictions of fold k
-only through the heads whose logits the other folds hold, as in any stacking.
-"""
+"""Nested cross-validation of the stacker: fitting, out-of-fold prediction, and the files of a finished run."""
+# The model of fold k learns from the out-of-fold rows of the other folds and predicts fold k. One further model learns
+# from all folds and predicts the trials that no fold holds out. Everything that is chosen by score (smoothing widths,
+# number of trees) is chosen on the rows of the other folds too. So a label of fold k reaches the predictions of fold k
+# only through the heads whose logits the other folds hold, as in any stacking.
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,35 +24,23 @@ from fercache.runtime import atomic_io
 from fercache.runtime.progress import ProgressBar, progress_bar
 from fercache.stacking import features, models, smoothed_mean
 from fercache.stacking.features import ClipView, FeatureColumns, TrainingSample, draw_sample
-from fercache.stacking.models import LinearModel, TreesModel
+from fercache.stacking.models import LinearModel
 from fercache.stacking.run_metrics import FoldRecord, StackMetrics, read_metrics, write_metrics
-from fercache.stacking.smoothed_mean import SmoothedMean
 from fercache.workspace import METRICS
 
 Probs = NDArray[np.float32]
 
 ROWS_PER_CALL = 65_536  # trials are collected up to this many rows, because each call of LightGBM has a fixed cost
-LEARNED = ("smoothed-mean", "logistic", "geometric-mean", "stack")
-"""The learned columns, from the simplest to the most flexible."""
+LEARNED = ("smoothed-mean", "logistic", "geometric-mean", "stack")  # from the simplest to the most flexible
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldModel:
-    """The models fitted without one fold (-1: on all folds), and their groups and rows."""
+    """The models fitted without one fold (-1: on all folds); the smoothed mean is in the record."""
 
-    fold: int
-    many_groups: bool  # all folds together have `models.MANY_GROUPS` groups or more
-    groups: int
-    rows: int
-    smoothed_mean: SmoothedMean
-    trees: TreesModel
+    record: FoldRecord
+    trees: lightgbm.Booster
     linear: LinearModel
-
-    def record(self) -> FoldRecord:
-        """Return what was chosen in the fit."""
-        return FoldRecord(fold=self.fold, many_groups=self.many_groups, groups=self.groups, rows=self.rows,
-                          smoothed_mean=self.smoothed_mean, rounds=self.trees.rounds,
-                          validation_groups=self.trees.val_groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +50,8 @@ class NestedResult:
     Both are empty if some fold leaves no row to learn from.
     """
 
-    fold_models: dict[int, FoldModel]
-    columns: dict[str, Probs]
+    fold_models: dict[int, FoldModel] = field(default_factory=dict)
+    columns: dict[str, Probs] = field(default_factory=dict)
 
 
 def run_nested_cv(oof: OofLogits, config: StackConfig) -> NestedResult:
@@ -76,17 +60,16 @@ def run_nested_cv(oof: OofLogits, config: StackConfig) -> NestedResult:
     with progress_bar("stack", 2 * len(oof.trials) + k + 1, "steps") as bar:
         sample = draw_sample(oof, columns, config.refit == "all", bar)
         if not all(len(sample.without(fold).rows) for fold in range(max(k, 1))):
-            return NestedResult(fold_models={}, columns={})
+            return NestedResult()
         metric = config.metric or oof.metric
-        fold_models = {fold: _fit_fold(sample, columns, metric, fold, config, bar)
-                       for fold in [*range(k), -1]}
+        fold_models = {fold: _fit_fold(sample, columns, metric, fold, config, bar) for fold in [*range(k), ALL]}
         return NestedResult(fold_models=fold_models, columns=_predict(oof, columns, fold_models, config.threads, bar))
 
 
 def predict_new(oof: OofLogits, fold_model: FoldModel, causal: bool) -> NestedResult:
     """Return the predictions of one model for the rows of its fold; new trials have fold -1, the model of all folds."""
     with progress_bar("stack", len(oof.trials), "trials") as bar:
-        fold_models = {fold_model.fold: fold_model}
+        fold_models = {fold_model.record.fold: fold_model}
         columns = features.feature_columns(oof, causal)
         return NestedResult(fold_models=fold_models, columns=_predict(oof, columns, fold_models, 0, bar))
 
@@ -97,12 +80,12 @@ def _fit_fold(every: TrainingSample, columns: FeatureColumns, metric: str, fold:
     sample, groups = every.without(fold), len(np.unique(every.group[every.fold >= 0]))
     base = smoothed_mean.fit_smoothed_mean(sample, columns.smoothings, metric)
     start = base.log_probs(sample.smoothed[:, columns.smoothings.index(base.smoothing)])
-    fold_model = FoldModel(fold=fold, many_groups=groups >= models.MANY_GROUPS, groups=len(np.unique(sample.group)),
-                           rows=len(sample.rows), smoothed_mean=base,
-                           trees=models.fit_trees(sample, start, config, base.balance),
-                           linear=models.fit_linear(sample, base.balance, columns, groups))
+    trees, rounds, val_groups = models.fit_trees(sample, start, config, base.balance)
+    linear = models.fit_linear(sample, base.balance, columns, groups)
     bar.advance()
-    return fold_model
+    record = FoldRecord(fold=fold, many_groups=groups >= models.MANY_GROUPS, groups=len(np.unique(sample.group)),
+                        rows=len(sample.rows), smoothed_mean=base, rounds=rounds, validation_groups=val_groups)
+    return FoldModel(record=record, trees=trees, linear=linear)
 
 
 def _predict(oof: OofLogits, columns: FeatureColumns, fold_models: dict[int, FoldModel], threads: int,
@@ -114,7 +97,7 @@ def _predict(oof: OofLogits, columns: FeatureColumns, fold_models: dict[int, Fol
         waiting: list[tuple[int, ClipView, Probs, Probs]] = []
         trials = np.flatnonzero((oof.fold == fold) & (np.diff(oof.offsets) > 0)).tolist()
         for trial, view in zip(trials, ClipView.each(oof, trials, columns.causal), strict=True):
-            smoothed = columns.smoothed(view, (fold_model.smoothed_mean.smoothing,))[:, 0]
+            smoothed = columns.smoothed(view, (fold_model.record.smoothed_mean.smoothing,))[:, 0]
             waiting.append((trial, view, columns.build(view), smoothed))
             if trial == trials[-1] or sum(len(x) for _, _, x, _ in waiting) >= ROWS_PER_CALL:
                 _fill(outputs, oof, fold_model, waiting, threads)
@@ -124,7 +107,7 @@ def _predict(oof: OofLogits, columns: FeatureColumns, fold_models: dict[int, Fol
     mean_log = ((features.log_softmax(start) + features.log_softmax(logistic)) / 2).astype(np.float32)
     # Macro F1 out of fold on photo streams (164 groups) and film clips (367): .680 and .353; the trees alone .670 and
     # .322, `geometric-mean` .673 and .352. On ten groups `logistic` takes .28 off the trees' .80.
-    many = any(fold_model.many_groups for fold_model in fold_models.values())
+    many = any(fold_model.record.many_groups for fold_model in fold_models.values())
     logits = {"smoothed-mean": start, "logistic": logistic, "geometric-mean": mean_log,
               "stack": mean_log + outputs["correction"] / 2 if many else start + outputs["correction"]}
     return {name: softmax(logits[name], axis=1).astype(np.float32) for name in LEARNED}
@@ -134,9 +117,9 @@ def _fill(outputs: dict[str, Probs], oof: OofLogits, fold_model: FoldModel,
           waiting: Sequence[tuple[int, ClipView, Probs, Probs]], threads: int) -> None:
     """Predict the rows of the waiting trials; gaps get the values of the nearest frame with a face."""
     x, smoothed = (np.concatenate([one[part] for one in waiting]) for part in (2, 3))
-    predicted: dict[str, NDArray[Any]]
-    predicted = {"start": fold_model.smoothed_mean.log_probs(smoothed), "logistic": fold_model.linear.logits(x),
-                 "correction": fold_model.trees.correction(x, threads)}
+    predicted: dict[str, NDArray[Any]] = {
+        "start": fold_model.record.smoothed_mean.log_probs(smoothed), "logistic": fold_model.linear.logits(x),
+        "correction": models.correction(fold_model.trees, x, threads)}
     ends = np.cumsum([len(one) for _, _, one, _ in waiting])
     for (trial, view, one, _), end in zip(waiting, ends.tolist(), strict=True):
         for name, values in predicted.items():
@@ -166,11 +149,11 @@ def digest(oof: OofLogits) -> str:
 def save_stack(folder: Path, ppm: NDArray[np.int32], fold_models: dict[int, FoldModel], report: StackMetrics) -> None:
     """Write a finished run into `folder`."""
     for fold, fold_model in fold_models.items():
-        atomic_io.write_bytes(folder / f"trees-{_name(fold)}.txt", fold_model.trees.booster.model_to_string().encode())
+        atomic_io.write_bytes(folder / f"trees-{_name(fold)}.txt", fold_model.trees.model_to_string().encode())
     if ALL in fold_models:
         with atomic_io.replacing(folder / "linear-all.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, **{name: getattr(fold_models[ALL].linear, name) for name in LINEAR})
-        atomic_io.write_json(folder / FOLD_RECORD, fold_models[ALL].record())
+        atomic_io.write_json(folder / FOLD_RECORD, fold_models[ALL].record)
     with atomic_io.replacing(folder / FINAL) as temporary, temporary.open("wb") as file:
         np.save(file, ppm, allow_pickle=False)
     # Last: after a crash before this line, `load_stack` returns None and the run is repeated.
@@ -192,15 +175,13 @@ def load_fold_model(folder: Path) -> FoldModel:
     """Return the model that was fitted on all folds; raises StoreError if the run has none, or a damaged one."""
     try:
         record = atomic_io.read_record(folder / FOLD_RECORD, FoldRecord)
-        booster = lightgbm.Booster(model_file=str(folder / f"trees-{_name(ALL)}.txt"))
+        trees = lightgbm.Booster(model_file=str(folder / f"trees-{_name(ALL)}.txt"))
         with np.load(folder / "linear-all.npz", allow_pickle=False) as file:
             linear = LinearModel(**{name: file[name] for name in LINEAR})
     except (OSError, KeyError, ValueError, lightgbm.basic.LightGBMError) as error:
         raise StoreError(f"the model of all folds is missing or damaged ({error})", where=folder,
                          hint="run `fercache stack`") from error
-    trees = TreesModel(booster=booster, rounds=record.rounds, val_groups=record.validation_groups)
-    return FoldModel(fold=ALL, many_groups=record.many_groups, groups=record.groups, rows=record.rows,
-                     smoothed_mean=record.smoothed_mean, trees=trees, linear=linear)
+    return FoldModel(record=record, trees=trees, linear=linear)
 
 
 def _name(fold: int) -> str:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
@@ -18,20 +19,10 @@ from fercache.config import StackConfig
 from fercache.metrics import Scores
 from fercache.oof import OofLogits
 from fercache.results import missing_faces
-from fercache.stacking import calibration, features
-from fercache.stacking.candidates import DESCRIPTIONS, FinalCandidate, leaky_heads
+from fercache.stacking import calibration, features, models, run_metrics
+from fercache.stacking.candidates import DESCRIPTIONS, leaky_heads
 from fercache.stacking.nested_cv import LEARNED, NestedResult, Probs
-from fercache.stacking.run_metrics import (
-    FORMAT,
-    Calibration,
-    FinalRecord,
-    FoldGroups,
-    LogitsRecord,
-    RefitRecord,
-    SplitMetrics,
-    StackMetrics,
-    TemperedReliability,
-)
+from fercache.stacking.run_metrics import Calibration, FinalRecord, FoldGroups, RefitRecord, SplitMetrics, StackMetrics
 
 OUT_OF_FOLD = "out of fold: by models that saw nothing of the frame's group"
 HELD_OUT = "by models of the training groups only"
@@ -50,7 +41,7 @@ class StackRun:
     config: StackConfig
     nested: NestedResult
     columns: dict[str, Probs]
-    final: FinalCandidate
+    final: FinalRecord  # without its temperature
     temperatures: dict[int, float]
     rejected: dict[str, str]
 
@@ -66,9 +57,10 @@ def build_report(run: StackRun, fingerprint: str) -> StackMetrics:
     splits = {split: scores for split in SPLITS if (scores := _split(run, split)) is not None}
     leaky = leaky_heads(oof, run.columns)
     return StackMetrics(
-        version=FORMAT, fingerprint=fingerprint, fercache=__version__, dataset=oof.dataset, notice=oof.notice,
-        classes=oof.classes, metric=run.metric, level=config.level, causal=config.causal, refit=_refit(run),
-        final=FinalRecord(column=run.final.name, why=run.final.why, temperature=run.temperatures[-1]),
+        version=run_metrics.FORMAT, fingerprint=fingerprint, fercache=__version__, dataset=oof.dataset,
+        notice=oof.notice, classes=oof.classes, metric=run.metric, level=config.level, causal=config.causal,
+        refit=_refit(run),
+        final=msgspec.structs.replace(run.final, temperature=run.temperatures[-1]),
         temperatures={str(fold): t for fold, t in run.temperatures.items()},
         warnings=_losing(splits["train"], run.metric) if "train" in splits else (),
         flags=tuple(f"{name}: {why}" for name, why in (*leaky.items(), *run.rejected.items())), rejected=run.rejected,
@@ -77,9 +69,9 @@ def build_report(run: StackRun, fingerprint: str) -> StackMetrics:
                     f"{missing_faces.FACELESS_CLIP}"),
         frames_without_face=int((~oof.valid).sum()),
         splits=splits, folds=_folds(oof), declared=oof.declared,
-        fold_models=tuple(model.record() for model in run.nested.fold_models.values()) or FEW_LEARNT,
+        fold_models=tuple(model.record for model in run.nested.fold_models.values()) or FEW_LEARNT,
         importances=_importances(run), frames=len(oof.label), trials=len(oof.trials), config=config.settings(),
-        logits=LogitsRecord(fingerprint=oof.fingerprint, provenance=oof.provenance))
+        logits=run_metrics.LogitsRecord(fingerprint=oof.fingerprint, provenance=oof.provenance))
 
 
 def _losing(train: SplitMetrics, metric: str) -> tuple[str, ...]:
@@ -93,24 +85,19 @@ def _folds(oof: OofLogits) -> tuple[FoldGroups, ...]:
     fold, found = oof.per_row(oof.fold), []
     for k in range(int(oof.fold.max()) + 1):
         label = oof.label[(fold == k) & (oof.label >= 0)]
-        groups = tuple(sorted({g for g, f in zip(oof.group, oof.fold, strict=True) if f == k}))
         count = np.bincount(label, minlength=len(oof.classes)).tolist()
-        found.append(FoldGroups(fold=k, groups=groups, labelled=dict(zip(oof.classes, count, strict=True))))
+        found.append(FoldGroups(fold=k, groups=tuple(sorted(oof.fold_groups(k))),
+                                labelled=dict(zip(oof.classes, count, strict=True))))
     return tuple(found)
 
 
 def _refit(run: StackRun) -> RefitRecord:
     """Return which parts were fitted on the validation split as well, and what that means for its scores."""
-    heads = heads_refitted(run.oof)
+    heads = run.oof.provenance.setting("refit") == "all"
     stacker = run.config.refit == "all"
     out_of_fold = heads and bool((run.oof.fold[np.array(run.oof.split) == "validation"] >= 0).any())
     return RefitRecord(stacker=stacker or out_of_fold, heads=heads,
                        why=OUT_OF_FOLD_TOO if out_of_fold else REFITTED if stacker or heads else "")
-
-
-def heads_refitted(oof: OofLogits) -> bool:
-    """Return whether the heads were trained on the validation split as well."""
-    return bool(oof.provenance.setting("refit") == "all")
 
 
 def _split(run: StackRun, split: str) -> SplitMetrics | None:
@@ -119,7 +106,7 @@ def _split(run: StackRun, split: str) -> SplitMetrics | None:
     rows = (oof.label >= 0) & oof.per_row(np.array(oof.split) == split)
     if not rows.any():
         return None
-    out_of_fold, refitted = bool((oof.per_row(oof.fold)[rows] >= 0).all()), heads_refitted(oof)
+    out_of_fold, refitted = bool((oof.per_row(oof.fold)[rows] >= 0).all()), _refit(run).heads
     # A column that was fitted on the validation rows has no honest score there.
     predicted = {name: values.argmax(1).astype(np.int16) for name, values in run.columns.items()
                  if out_of_fold or split != "validation"
@@ -144,13 +131,14 @@ def _split(run: StackRun, split: str) -> SplitMetrics | None:
 
 def _calibration(run: StackRun, rows: NDArray[np.bool_], names: Iterable[str]) -> Calibration:
     """Return the calibration error of each column, and the final one's reliability before and after its temperature."""
-    label, final = run.oof.label[rows], run.final.name
+    label, final = run.oof.label[rows], run.final.column
     found = {name: calibration.reliability(run.columns[name][rows], label) for name in names}
     if final not in found:
         return Calibration(ece={name: one.ece for name, one in found.items()})
     tempered = calibration.apply_by_fold(run.oof, run.columns[final], run.temperatures)[rows]
+    after = calibration.reliability(tempered, label)
     return Calibration(ece={name: one.ece for name, one in found.items()},
-                       final=TemperedReliability(before=found[final], after=calibration.reliability(tempered, label)))
+                       final=run_metrics.TemperedReliability(before=found[final], after=after))
 
 
 def _importances(run: StackRun) -> tuple[tuple[str, float], ...]:
@@ -158,7 +146,7 @@ def _importances(run: StackRun) -> tuple[tuple[str, float], ...]:
     if -1 not in run.nested.fold_models:
         return ()
     names = features.feature_columns(run.oof, run.config.causal).names
-    named = zip(names, run.nested.fold_models[-1].trees.gains().tolist(), strict=True)
+    named = zip(names, models.gains(run.nested.fold_models[-1].trees).tolist(), strict=True)
     return tuple((name, round(gain, 6)) for name, gain in sorted(named, key=lambda pair: -pair[1]) if gain > 0)
 
 
@@ -241,12 +229,8 @@ def _gain(report: StackMetrics, split: SplitMetrics, title: str) -> Text:
 
 def _figure(scores: Scores, key: str) -> Text:
     span = (scores.intervals or {}).get(key)
-    around = Text(f" {_short(span[0])}-{_short(span[1])}", "dim") if span else Text()
+    around = Text(" {:.3f}-{:.3f}".format(*span).replace("0.", "."), "dim") if span else Text()
     return Text(f"{scores.figures[key]:.3f}") + around
-
-
-def _short(value: float) -> str:
-    return f"{value:.3f}".removeprefix("0")
 
 
 def _classes(report: StackMetrics, split: SplitMetrics) -> Table:

@@ -1,7 +1,5 @@
-"""The metrics of a stack run: `metrics.json` in its folder, `preds.metrics.json` beside predictions.
-
-Reading them imports no LightGBM, which takes seconds to load.
-"""
+"""The metrics of a stack run: `metrics.json` in its folder, `preds.metrics.json` beside predictions."""
+# Reading them imports no LightGBM, which takes seconds to load.
 
 from __future__ import annotations
 
@@ -17,29 +15,20 @@ from fercache.runtime import atomic_io
 from fercache.stacking.smoothed_mean import SmoothedMean
 
 FORMAT = 12  # incremented whenever the code changes the output of a run, so that old cached runs are not reused
-MERGED = "logits "
-"""Prefix of the keys under which the provenance in the file lists the imported sources that were merged."""
+MERGED = "logits "  # prefix of the keys under which the provenance lists the imported sources that were merged
 
 
 class FoldRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What was chosen in fitting one fold: in `metrics.json`, and for all folds in a file of its own.
-
-    Attributes
-    ----------
-    fold : the fold that was left out; -1 for none.
-    many_groups : whether all folds together have enough groups for free weights.
-    groups, rows : numbers of what the models learned from.
-    rounds, validation_groups : trees, and the groups on whose rows their number was chosen (0: a fixed number).
-    """
+    """What was chosen in fitting one fold: in `metrics.json`, and for all folds in a file of its own."""
 
     version: int = 1
-    fold: int
-    many_groups: bool
-    groups: int
+    fold: int  # the fold that was left out; -1 for none
+    many_groups: bool  # whether all folds together have `models.MANY_GROUPS` groups or more
+    groups: int  # numbers of groups and rows that the models learned from
     rows: int
     smoothed_mean: SmoothedMean
-    rounds: int
-    validation_groups: int
+    rounds: int  # trees
+    validation_groups: int  # the groups on whose rows the number of trees was chosen (0: a fixed number)
 
 
 class RefitRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +44,7 @@ class FinalRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     column: str
     why: str
-    temperature: float
+    temperature: float = 1.0
 
 
 class FoldGroups(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,16 +85,10 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class SplitMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The scores of every column on one split; empty where no column has an honest score.
+    """The scores of every column on one split; empty where no column has an honest score."""
 
-    Attributes
-    ----------
-    predicted : which models predicted the rows.
-    title : heading, where it is not that of the split.
-    """
-
-    predicted: str
-    title: str = ""
+    predicted: str  # which models predicted the rows
+    title: str = ""  # heading, where it is not that of the split
     all_frames: dict[str, Scores]
     frames_with_face: dict[str, Scores]
     paired: dict[str, PairedDifference]
@@ -120,40 +103,20 @@ class LogitsRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PredictRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The inputs of a `predict` run.
-
-    Attributes
-    ----------
-    clips : name -> path.
-    forced : differences of the features that --force accepted.
-    known : clips that are not scored, because the heads were trained on them.
-    """
+    """The inputs of a `predict` run."""
 
     heads: str
     stack: str
     trained_on: str
-    clips: dict[str, str]
-    forced: tuple[str, ...]
-    known: tuple[str, ...]
+    clips: dict[str, str]  # name -> path
+    forced: tuple[str, ...]  # differences of the features that --force accepted
+    known: tuple[str, ...]  # clips that are not scored, because the heads were trained on them
 
 
 class StackMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All scores of a run, and its inputs and settings.
+    """All scores of a run, and its inputs and settings."""
 
-    Attributes
-    ----------
-    version : of the run's format.
-    temperatures : by fold.
-    rejected : candidates that are never final -> why.
-    order, columns : the names of the columns in order, and what each is.
-    declared : imported head -> how its training rows were predicted.
-    fold_models : what was chosen in fitting each fold; a sentence where nothing was learned.
-    importances : (feature, fraction of the gain), the largest first.
-    config : the settings of the stack, as its fingerprint covers them.
-    predict : of a `predict` run only.
-    """
-
-    version: int
+    version: int  # of the run's format
     fingerprint: str
     fercache: str
     dataset: str
@@ -164,24 +127,24 @@ class StackMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     causal: bool
     refit: RefitRecord
     final: FinalRecord
-    temperatures: dict[str, float]
+    temperatures: dict[str, float]  # by fold
     warnings: tuple[str, ...]
     flags: tuple[str, ...]
-    rejected: dict[str, str]
-    order: tuple[str, ...]
-    columns: dict[str, str]
+    rejected: dict[str, str]  # candidates that are never final -> why
+    order: tuple[str, ...]  # the names of the columns
+    columns: dict[str, str]  # what each column is
     gap_policy: str
     frames_without_face: int
     splits: dict[str, SplitMetrics]
     folds: tuple[FoldGroups, ...]
-    declared: dict[str, str]
-    fold_models: tuple[FoldRecord, ...] | str
-    importances: tuple[tuple[str, float], ...]
+    declared: dict[str, str]  # imported head -> how its training rows were predicted
+    fold_models: tuple[FoldRecord, ...] | str  # a sentence where nothing was learned
+    importances: tuple[tuple[str, float], ...]  # (feature, fraction of the gain), the largest first
     frames: int
     trials: int
-    config: dict[str, Any]
+    config: dict[str, Any]  # the settings of the stack, as its fingerprint covers them
     logits: LogitsRecord
-    predict: PredictRecord | None = None
+    predict: PredictRecord | None = None  # of a `predict` run only
 
 
 def write_metrics(path: Path, metrics: StackMetrics) -> None:
@@ -197,10 +160,7 @@ def write_metrics(path: Path, metrics: StackMetrics) -> None:
 
 
 def read_metrics(path: Path) -> StackMetrics:
-    """Return the metrics of a run.
-
-    Raises InputError if the file is damaged, or another version of fercache wrote it.
-    """
+    """Return the metrics of a run; raise InputError if the file is damaged or of another version of fercache."""
     value = atomic_io.read_json(path)
     try:
         for split in value["splits"].values():

@@ -1,10 +1,4 @@
-"""The smoothed mean: the mean of the heads' log-probabilities, smoothed over time and corrected for class priors.
-
-Notes
------
-One way of smoothing and a bias for each class are fitted on out-of-fold rows; `nested_cv` decides which model predicts
-which rows.
-"""
+"""The smoothed mean: the mean of the heads' log-probabilities, smoothed over time and corrected for class priors."""
 
 from __future__ import annotations
 
@@ -22,28 +16,19 @@ from fercache.stacking.features import TrainingSample
 
 Floats = NDArray[np.float64]
 
-EDGE = 0.003
-"""A way of smoothing must score this much more than those before it, such as a narrower window; less is noise."""
+EDGE = 0.003  # a way of smoothing must score this much more than those before it, such as a narrower window
 RIDGE = 4.0
 """Pulls each bias towards 0. Macro F1 out of fold on ten simulated groups of four seconds with strong heads: .737 at 1,
 .800 at 4, .820 at 12; plain mean .795."""
-ROWS_A_SAMPLE = 4.0
-"""A block of a clip counts as this many independent rows against the ridge, whatever its number of frames."""
+ROWS_A_SAMPLE = 4.0  # a block of a clip counts as so many independent rows against the ridge
 
 
 class SmoothedMean(msgspec.Struct, frozen=True, kw_only=True):
-    """``smoothed mean of the heads' log-probabilities + bias``.
+    """``smoothed mean of the heads' log-probabilities + bias``."""
 
-    Attributes
-    ----------
-    smoothing : half-width of a moving mean in seconds (0 is the frame itself), or a Markov chain.
-    bias : C numbers.
-    balance : power of one over the class's share that the bias corrects for.
-    """
-
-    smoothing: float | Chain
-    bias: tuple[float, ...]
-    balance: float
+    smoothing: float | Chain  # half-width of a moving mean in seconds (0 is the frame itself), or a Markov chain
+    bias: tuple[float, ...]  # C numbers
+    balance: float  # power of one over the class's share that the bias corrects for
 
     def log_probs(self, smoothed: NDArray[np.float32]) -> Floats:
         """Return log-probabilities (up to a constant a row), ``(n, C)``, from smoothed ones, ``(n, C)``."""
@@ -68,13 +53,9 @@ def fit_smoothed_mean(sample: TrainingSample, smoothings: Sequence[float | Chain
 
 
 def _fit_bias(means: Floats, sample: TrainingSample, balance: float) -> Floats:
-    """Return the bias, ``(C,)``, with the least weighted cross entropy.
-
-    Notes
-    -----
-    Bias-corrected scaling (Guo et al. 2017) without its temperature: `calibration` fits that one. A scale fitted here
-    cost the trees, which start from these log-probabilities, .016 macro F1 on the validation frames of AFEW2.
-    """
+    """Return the bias, ``(C,)``, with the least weighted cross entropy."""
+    # Bias-corrected scaling (Guo et al. 2017) without its temperature: `calibration` fits that one. A scale fitted here
+    # cost the trees, which start from these log-probabilities, .016 macro F1 on the validation frames of AFEW2.
     n = np.arange(len(means))
     # Rare classes weigh more, which makes the bias a prior correction.
     weight = sample.weights(balance) * ROWS_A_SAMPLE * sample.effective_n() / max(len(means), 1)

@@ -19,14 +19,14 @@ from rich.console import RenderableType
 from fercache.config import StackConfig
 from fercache.errors import InputError, MissingExtra, StoreError
 from fercache.heads.registry import HEADS
-from fercache.oof import OofLogits, without_sound
+from fercache.oof import IN_SAMPLE, OofLogits, without_sound
 from fercache.results import io
 from fercache.runtime import atomic_io
 from fercache.stacking import calibration, candidates, inputs, nested_cv, report
 from fercache.stacking.candidates import GapFiller
 from fercache.stacking.nested_cv import NestedResult, Probs
 from fercache.stacking.report import as_text, score_table
-from fercache.stacking.run_metrics import FORMAT, StackMetrics, read_metrics, write_metrics
+from fercache.stacking.run_metrics import FORMAT, FinalRecord, StackMetrics, read_metrics, write_metrics
 from fercache.workspace import METRICS, Workspace
 
 if TYPE_CHECKING:
@@ -37,21 +37,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class StackInference:
-    """The predictions of a finished run for new trials.
+    """The predictions of a finished run for new trials."""
 
-    Attributes
-    ----------
-    metrics : the metrics of the run.
-    oof : the logits of the trials, prepared as the run prepares them.
-    columns : the probabilities of every candidate, ``(R, C)`` each; without learned ones if the run fitted no models.
-    nested : the model of all folds, with its predictions.
-    filler : how gaps are filled.
-    """
-
-    metrics: StackMetrics
-    oof: OofLogits
-    columns: dict[str, Probs]
-    nested: NestedResult
+    metrics: StackMetrics  # of the run
+    oof: OofLogits  # the logits of the trials, prepared as the run prepares them
+    columns: dict[str, Probs]  # of every candidate, (R, C) each; without learned ones if the run fitted no models
+    nested: NestedResult  # the model of all folds, with its predictions
     filler: GapFiller
 
     @classmethod
@@ -61,9 +52,8 @@ class StackInference:
         if run_metrics.version != FORMAT:
             raise StoreError(f"the run has format {run_metrics.version}; this version reads {FORMAT}",
                              where=folder, hint="run `fercache stack` again")
-        causal, nested = run_metrics.causal, NestedResult(fold_models={}, columns={})
-        oof = inputs.aggregate_clips(oof) if run_metrics.level == "clip" else oof
-        oof = candidates.drop_lookahead_heads(oof) if causal else oof
+        causal, nested = run_metrics.causal, NestedResult()
+        oof = _ready(oof, msgspec.convert(run_metrics.config, StackConfig))
         if isinstance(run_metrics.fold_models, tuple):
             nested = nested_cv.predict_new(oof, nested_cv.load_fold_model(folder), causal)
         filler = GapFiller.of(oof, run_metrics.config["missing_faces"], causal=causal)
@@ -73,8 +63,6 @@ class StackInference:
     def probs_ppm(self, whole: OofLogits) -> NDArray[np.int32]:
         """Return the final column at the run's temperature, ``(R, C)`` in parts per million, for every row of `whole`.
 
-        Notes
-        -----
         At clip level every frame gets the prediction of its clip.
         """
         tempered = calibration.apply_temperature(self.columns[self.metrics.final.column],
@@ -88,21 +76,13 @@ class StackInference:
 
 @dataclass(frozen=True, kw_only=True)
 class StackResult:
-    """The result of a stack run.
-
-    Attributes
-    ----------
-    ppm : (R, C) int32, the final column's probabilities in parts per million.
-    report : the metrics, as ``preds.metrics.json`` holds them.
-    folder : the folder of the run in the cache.
-    cached : whether the result of an earlier run was reused.
-    """
+    """The result of a stack run."""
 
     oof: OofLogits
-    ppm: NDArray[np.int32]
-    report: StackMetrics
-    folder: Path
-    cached: bool
+    ppm: NDArray[np.int32]  # (R, C) int32, the final column's probabilities in parts per million
+    report: StackMetrics  # the metrics, as ``preds.metrics.json`` holds them
+    folder: Path  # of the run in the cache
+    cached: bool  # whether the result of an earlier run was reused
     seconds: float
 
     @property
@@ -157,7 +137,7 @@ def run_stack(oof: OofLogits, config: StackConfig, cache: Path) -> StackResult:
     """
     started = time.monotonic()
     run_without_sound(oof, config, cache)
-    if not ((oof.per_row(oof.fold) >= 0) & (oof.label >= 0)).any():
+    if not oof.scored.any():
         raise InputError("no labeled out-of-fold rows to learn from", where=oof.dataset,
                          hint="run `fercache train-heads` on a data set with labels")
     fingerprint = config.fingerprint(book=nested_cv.digest(oof), format=FORMAT)
@@ -187,17 +167,13 @@ def run_without_sound(oof: OofLogits, config: StackConfig, cache: Path) -> Path 
     return run_stack(other, replace(config, select="auto") if gone else config, cache).folder
 
 
-def find_contradictions(oof: OofLogits, config: StackConfig) -> tuple[dict[str, str], dict[str, float]]:
-    """Return the candidates that are never final, with the reason, and the score of every candidate."""
-    nested = nested_cv.run_nested_cv(oof, config)
-    columns, metric = candidates.gather_candidates(oof, nested), config.metric or oof.metric
-    scores = candidates.score_out_of_fold(oof, columns, metric)
-    return candidates.find_contradictions(oof, nested, columns, metric), scores
-
-
 def _ready(oof: OofLogits, config: StackConfig) -> OofLogits:
     """Return the logits as the stacker reads them: checked, aggregated to clips, without lookahead heads."""
-    inputs.refuse_in_sample(oof, config.force)
+    if oof.leaky_heads and not config.force:
+        raise InputError(f"declared {IN_SAMPLE}: {', '.join(oof.leaky_heads)} saw the labels of the training rows, so "
+                         "the stacker would learn from leaked labels", where="stack, logits",
+                         hint="leave it out of --logits, or import out-of-fold logits of that model; --force learns "
+                              "from it nevertheless, excludes it from `--select auto` and flags it in the output")
     oof = inputs.aggregate_clips(oof) if config.level == "clip" else oof
     if config.causal and any("embed_every" in record.store for record in oof.provenance.records):
         log.warning("the heads were trained on features that are interpolated between embedded frames, so their logits "
@@ -214,8 +190,8 @@ def _compute(oof: OofLogits, config: StackConfig, run_folder: Path,
     metric = config.metric or oof.metric
     rejected = candidates.find_contradictions(oof, nested, by_candidate, metric, causal=config.causal)
     final = candidates.choose_final(oof, by_candidate, config.select, metric, rejected)
-    temperatures = calibration.temperature_by_fold(oof, by_candidate[final.name])
-    tempered = calibration.apply_by_fold(oof, by_candidate[final.name], temperatures)
+    temperatures = calibration.temperature_by_fold(oof, by_candidate[final.column])
+    tempered = calibration.apply_by_fold(oof, by_candidate[final.column], temperatures)
     ppm = candidates.to_ppm(filler.refill(tempered))
     run = report.StackRun(oof=oof, config=config, nested=nested, columns=by_candidate, final=final,
                             temperatures=temperatures, rejected=rejected)
@@ -228,20 +204,13 @@ def evaluate(folder: Path, oof: OofLogits, config: StackConfig, *, mute: Path | 
              silent: Collection[str] = ()) -> StackResult:
     """Return the predictions of the run in `folder` for new trials, with the scores of every candidate on them.
 
-    Parameters
-    ----------
-    config : only its bootstrap draws and seed are used; the run determines everything else.
-    mute, silent : folder of the run for clips without sound, and the trials that it predicts.
-
-    Notes
-    -----
-    The learned columns come from the model of all folds; a run on too few groups has none.
+    The learned columns come from the model of all folds; a run on too few groups has none. Of `config` only bootstrap
+    draws and seed are used. `mute`, `silent`: folder of the run for clips without sound, and the trials it predicts.
     """
     started = time.monotonic()
     inference = StackInference.of(folder, oof)
     run_metrics, ready = inference.metrics, inference.oof
-    final = candidates.FinalCandidate(name=run_metrics.final.column,
-                                      why=f"as in the run {folder.name}: {run_metrics.final.why}")
+    final = FinalRecord(column=run_metrics.final.column, why=f"as in the run {folder.name}: {run_metrics.final.why}")
     ppm, columns = inference.probs_ppm(oof), inference.columns
     if mute is not None and silent:
         heads = tuple(head for head in oof.heads if head not in HEADS or HEADS[head].sound != "only")
@@ -249,7 +218,7 @@ def evaluate(folder: Path, oof: OofLogits, config: StackConfig, *, mute: Path | 
         other = StackInference.of(mute, without)
         rows = [one.per_row(np.isin(one.trials, list(silent)))[:, None] for one in (oof, ready)]
         ppm = np.where(rows[0], other.probs_ppm(without), ppm)
-        sources = {name: other.metrics.final.column if name == final.name else name for name in columns}
+        sources = {name: other.metrics.final.column if name == final.column else name for name in columns}
         columns = {name: np.where(rows[1], other.columns[sources[name]], values)
                    if sources[name] in other.columns else values for name, values in columns.items()}
     # Without refit: no model saw the new trials.

@@ -6,17 +6,15 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fercache.errors import InputError, NotInStore
-from fercache.store.layout import EMBEDDED, FRAME_TABLE, SEGMENT, Grid, encode_name, frame_columns
+from fercache.store.layout import EMBEDDED, FRAME_TABLE, SEGMENT, Grid, encode_name, frame_columns, is_sparse
 from fercache.store.manifest import ClipManifest, damaged
-
-if TYPE_CHECKING:
-    from fercache.store.remote import StoreFiles
+from fercache.store.remote import StoreFiles
 
 
 @cache
@@ -131,7 +129,7 @@ class Tap:
         view = rows.reshape(-1).view(np.uint8).data
         size, grid = self.grid.row_bytes, self.grid
         parts = []
-        for chunk in range(start // grid.rows, -(-stop // grid.rows) if stop > start else start // grid.rows):
+        for chunk in grid.chunks(start, stop):
             low, high = max(start, chunk * grid.rows), min(stop, (chunk + 1) * grid.rows)
             parts.append((f"{self.key}/{grid.file(chunk)}", view[(low - start) * size:(high - start) * size],
                           (low - chunk * grid.rows) * size))
@@ -165,15 +163,7 @@ class Tap:
 
 
 class Clip(Mapping[str, Tap]):
-    """One committed clip: tap -> array.
-
-    Attributes
-    ----------
-    name : of the clip.
-    frames : T.
-    manifest : what was committed.
-    causal : as of `EmbeddingStore`.
-    """
+    """One committed clip of T = `frames` frames: tap -> array; `causal` is that of its store."""
 
     def __init__(self, files: StoreFiles, manifest: ClipManifest, causal: bool = False) -> None:
         self.files, self.manifest, self.causal = files, manifest, causal
@@ -197,9 +187,8 @@ class Clip(Mapping[str, Tap]):
     @cached_property
     def _between(self) -> FrameInterpolation | None:
         """What gives the frames that are not embedded; None if all are."""
-        if EMBEDDED not in frame_columns(self.manifest.arrays[FRAME_TABLE].shape[1]):
-            return None
-        return FrameInterpolation.of(self.frame_table, self.causal)
+        sparse = is_sparse(self.manifest.arrays[FRAME_TABLE].shape[1])
+        return FrameInterpolation.of(self.frame_table, self.causal) if sparse else None
 
     @property
     def frame_table(self) -> NDArray[np.void]:
@@ -208,9 +197,5 @@ class Clip(Mapping[str, Tap]):
         return rows.view(_row_type(rows.shape[1]))[:, 0]
 
     def read(self, tap: str, out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
-        """Return a whole tap, ``(T, ...) float16``.
-
-        `out`: array of the same shape to read into, instead of a new one; the files are read straight into a contiguous
-        one.
-        """
+        """Return a whole tap, ``(T, ...) float16``, in `out` if it is given; files are read straight into it."""
         return self[tap].rows(0, self.frames, out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,23 +20,11 @@ from fercache.store.journal import Journal
 from fercache.store.layout import FRAME_TABLE, META, encode_name
 from fercache.store.local import FileStamp, StoreSize
 from fercache.store.locks import hold_lease, lock_gate, work_folder
-from fercache.store.manifest import (
-    EXTRACT_AGAIN_HINT,
-    ClipManifest,
-    StoreRoot,
-    damaged,
-    normalize_json,
-    read_manifest,
-    read_record,
-    same_source,
-    verify_checksum,
-    with_checksum,
-)
-from fercache.store.remote import PrefetchingStore, StoreFiles, files_at
+from fercache.store.manifest import ClipManifest, StoreRoot, damaged, normalize_json, read_manifest, same_source
+from fercache.store.remote import StoreFiles, files_at
 from fercache.store.writer import ClipWriter, WriterJob, check_case_collision
 
 log = logging.getLogger(__name__)
-
 
 JOURNAL_SUFFIX = ".journal"
 INDEX = "manifests.index"
@@ -45,57 +33,6 @@ per clip."""
 INDEX_AFTER = 8
 """Manifests that are read one by one first: a reader of a clip or two need not read the index of thousands."""
 DIGEST_BYTES = hashlib.sha256().digest_size
-REBUILD_HINT = "run `fercache extract` with the same settings: it writes the root anew and keeps the clips"
-
-
-def root_document(settings: dict[str, Any], taps: dict[str, tuple[int, ...]]) -> bytes:
-    """Return the `zarr.json` of a store's root."""
-    return with_checksum(StoreRoot(settings=settings, fingerprint=fingerprint_of(settings), taps=taps))
-
-
-def read_root(data: bytes, where: Location) -> StoreRoot:
-    """Return the record in the root's `zarr.json`."""
-    try:
-        root = read_record(data, where / META, StoreRoot)
-        check_taps(root.taps)
-    except InputError as error:
-        raise StoreError(f"is not an embedding store of fercache ({error.what})", where=where / META,
-                         hint=REBUILD_HINT) from error
-    except StoreError as error:
-        # A store of another format keeps its hint: none of its clips can be kept.
-        hint = error.hint if error.hint == EXTRACT_AGAIN_HINT else REBUILD_HINT
-        raise StoreError(error.what, where=where / META, hint=hint) from error
-    return root
-
-
-def settings_of_any_version(path: Location) -> dict[str, Any]:
-    """Return a store's settings whatever its format version, so that `forget` also reaches older stores.
-
-    Raises StoreError if there is no intact root.
-    """
-    settings = verify_checksum(files_at(path).get(META) or b"", path / META, any_version=True).get("settings")
-    if not isinstance(settings, dict):
-        raise damaged("the root holds no settings", path / META)
-    return settings
-
-
-def is_root(data: bytes, where: Location) -> bool:
-    """Return whether a store's root can be read."""
-    try:
-        read_root(data, where)
-    except StoreError:
-        return False
-    return True
-
-
-def check_taps(taps: dict[str, tuple[int, ...]]) -> None:
-    """Refuse taps that cannot be stored as arrays."""
-    if not taps:
-        raise InputError("a store needs at least one tap")
-    for name, shape in taps.items():
-        if name == FRAME_TABLE or not shape or min(shape) < 1:
-            raise InputError(f"tap {name!r} of shape {shape} cannot be stored",
-                             hint=f"shapes are positive, and {FRAME_TABLE!r} is the name of the frame table")
 
 
 def read_index(path: Path) -> dict[str, tuple[FileStamp, ClipManifest]]:
@@ -139,24 +76,28 @@ class EmbeddingStore(Mapping[str, Clip]):
     def open(cls, path: str | Location, *, mode: str = "r", causal: bool = False) -> EmbeddingStore:
         """Return the store at `path`, a folder or any URL that fsspec opens.
 
-        Raises StoreError if there is no store, or its root is damaged.
-
-        Parameters
-        ----------
-        mode : ``"r"`` to read, ``"a"`` to write too. ``"r"`` reads each manifest of a remote store only once.
-        causal : use no later frame where ``embed_every`` left frames out: repeat the last embedded one.
+        `mode`: ``"r"`` to read, ``"a"`` to write too; ``"r"`` reads each manifest of a remote store only once.
+        `causal`: use no later frame where ``embed_every`` left frames out: repeat the last embedded one. Raises
+        StoreError if there is no store, or its root is damaged.
         """
         if mode not in ("r", "a"):
             raise InputError(f"mode {mode!r} is neither 'r' nor 'a'", where=path)
-        return cls._open(files_at(path), mode, causal)
-
-    @classmethod
-    def _open(cls, files: StoreFiles, mode: str, causal: bool = False) -> EmbeddingStore:
+        files = files_at(path)
         data = files.get(META)
         if data is None:
             raise StoreError("holds no embedding store", where=files.root,
                              hint="check the path, or run `fercache extract`")
-        return cls(files, mode, read_root(data, files.root), causal)
+        return cls(files, mode, StoreRoot.read(data, files.root / META), causal)
+
+    @classmethod
+    def open_or_none(cls, path: str | Location, *, causal: bool = False, log_level: int = logging.DEBUG
+                     ) -> EmbeddingStore | None:
+        """Return the store at `path` for reading, or None without one that can be read; logs why at `log_level`."""
+        try:
+            return cls.open(path, causal=causal)
+        except StoreError as error:
+            log.log(log_level, "%s", error)
+            return None
 
     @classmethod
     def exists(cls, path: str | Location) -> bool:
@@ -175,13 +116,12 @@ class EmbeddingStore(Mapping[str, Clip]):
         JSON, or a tap has no shape.
         """
         files, settings = files_at(path), normalize_json(settings, "settings")
-        check_taps(taps)
+        root = StoreRoot(settings=settings, fingerprint=fingerprint_of(settings), taps=taps)
         with lock_gate(work_folder(files.root)):
-            root = files.get(META)
-            if root is None or (repair and not is_root(root, files.root)):
-                files.replace(META, root_document(settings, taps))
+            if files.get(META) is None or (repair and cls.open_or_none(files.root) is None):
+                files.replace(META, root.document())
         atomic_io.durable_step("store.created")
-        store = cls._open(files, "a")
+        store = cls.open(files.root, mode="a")
         store.sweep()
         if (store.settings, store.taps) != (settings, taps):
             differ = [key for key in sorted({*settings, *store.settings})
@@ -286,7 +226,7 @@ class EmbeddingStore(Mapping[str, Clip]):
 
     def document(self) -> bytes:
         """Return the `zarr.json` of the store's root."""
-        return root_document(self.settings, self.taps)
+        return StoreRoot(settings=self.settings, fingerprint=self.fingerprint, taps=self.taps).document()
 
     def digest(self) -> str:
         """Return the sha256 (hex) over clips, frames and arrays: equal features give equal digests.
@@ -298,13 +238,10 @@ class EmbeddingStore(Mapping[str, Clip]):
             self._digest = fingerprint_of([self.manifest(clip).identity() for clip in self])
         return self._digest
 
-    def prefetch(self, names: Sequence[str], taps: Sequence[str]) -> EmbeddingStore | PrefetchingStore:
-        """Return the store for a reader of these taps of whole clips in this order; a remote one is read ahead."""
-        if not self.files.is_remote:
-            return self
-        clips = list(dict.fromkeys(names))
-        manifests = self.files.in_parallel(self.manifest, clips)
-        return PrefetchingStore(self, dict(zip(clips, manifests, strict=True)), taps)
+    @property
+    def readers(self) -> int:
+        """The number of threads that read whole clips fastest."""
+        return self.files.readers
 
     def size(self) -> StoreSize:
         """Return bytes and number of files on disk."""
@@ -317,13 +254,9 @@ class EmbeddingStore(Mapping[str, Clip]):
         The work of a dead writer is resumed if source and provenance are equal (except time stamps), and discarded
         otherwise. The next writer resumes what this one leaves without `commit`.
 
-        Raises StoreError if the store is open for reading only; ClipError if the file system ignores case, and the
-        clip's name differs from another one's in case only.
-
-        Parameters
-        ----------
-        source : identifies the source file; a committed clip of another source is computed again.
-        provenance : what float noise depends on.
+        `source`: identifies the source file; a committed clip of another source is computed again. `provenance`: what
+        float noise depends on. Raises StoreError if the store is open for reading only; ClipError if the file system
+        ignores case, and the clip's name differs from another one's in case only.
         """
         self._check_writable()
         # Faces were detected, and their crops are aligned.

@@ -17,7 +17,6 @@ from fercache.runtime import atomic_io
 from fercache.store.layout import FRAME_TABLE, VERSION
 from fercache.store.manifest import MAX_METADATA_BYTES
 
-DETECTION_COLUMNS = 6  # row, box and score; then the landmarks, if the frame table has them
 MAX_JOURNAL_BYTES = 16 * MAX_METADATA_BYTES
 
 
@@ -42,14 +41,14 @@ class DetectionRecord(msgspec.Struct, frozen=True):
 class FrameTableRecord(msgspec.Struct, frozen=True):
     """Start and stop of the frame table, and the sha256 of each of its chunks."""
 
-    frame_table: tuple[int, int]
+    rows: tuple[int, int] = msgspec.field(name="frame_table")
     chunks: dict[str, tuple[str, ...]]
 
 
 class SegmentRecord(msgspec.Struct, frozen=True):
     """Start and stop of a segment, and the sha256 of each chunk of every tap."""
 
-    segment: tuple[int, int]
+    rows: tuple[int, int] = msgspec.field(name="segment")
     chunks: dict[str, tuple[str, ...]]
 
 
@@ -59,19 +58,6 @@ RECORD_TYPES: dict[str, type[JournalRecord]] = {
 """A key that only this type of record has -> the type."""
 
 
-@dataclass(frozen=True)
-class RowRange:
-    """Rows `start` to `stop` of some arrays, and the sha256 of each of their chunks."""
-
-    start: int
-    stop: int
-    chunks: dict[str, tuple[str, ...]]
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start < self.stop:
-            raise ValueError((self.start, self.stop))
-
-
 @dataclass
 class JournalState:
     """The sum of a journal's records."""
@@ -79,32 +65,33 @@ class JournalState:
     # `detected`, `detections`: rows in which faces were detected, and the faces, ``(n, columns)`` each.
     detected: int = 0
     detections: list[NDArray[np.float64]] = field(default_factory=list)
-    frame_table: RowRange | None = None  # its rows, if it was set
-    segments: list[RowRange] = field(default_factory=list)  # rows of features, in order
+    frame_table: FrameTableRecord | None = None  # if it was set
+    segments: list[SegmentRecord] = field(default_factory=list)  # rows of features, in order
 
+    @classmethod
+    def of(cls, records: Iterable[JournalRecord], taps: Sequence[str], columns: int) -> JournalState | None:
+        """Return the sum of the records after the first; None if a writer of `taps` does not write such records.
 
-def read_journal_state(records: Iterable[JournalRecord], taps: Sequence[str], columns: int = DETECTION_COLUMNS
-                       ) -> JournalState | None:
-    """Return the sum of the records after the first; None if a writer of `taps` does not write such records."""
-    state = JournalState()
-    try:
-        for record in records:
-            match record:
-                case DetectionRecord():
-                    rows = np.frombuffer(record.rows, "<f8").reshape(-1, columns)
-                    state.detections.append(rows.astype(np.float64))
-                    state.detected = record.detected
-                case FrameTableRecord():
-                    state.frame_table = RowRange(*record.frame_table, {FRAME_TABLE: record.chunks[FRAME_TABLE]})
-                case SegmentRecord():
-                    added = RowRange(*record.segment, {tap: record.chunks[tap] for tap in taps})
-                    # A resumed writer that found a damaged segment wrote it again, and all those after it.
-                    state.segments = [*(part for part in state.segments if part.start < added.start), added]
-                case BeginRecord():
-                    return None
-    except (KeyError, ValueError):
-        return None
-    return state
+        `columns`: of detections: row, box and score; then the landmarks, if the frame table has them.
+        """
+        state = cls()
+        try:
+            for record in records:
+                match record:
+                    case DetectionRecord():
+                        rows = np.frombuffer(record.rows, "<f8").reshape(-1, columns)
+                        state.detections.append(rows.astype(np.float64))
+                        state.detected = record.detected
+                    case FrameTableRecord(rows, chunks) if 0 <= rows[0] < rows[1] and chunks.keys() == {FRAME_TABLE}:
+                        state.frame_table = record
+                    case SegmentRecord(rows, chunks) if 0 <= rows[0] < rows[1] and chunks.keys() == {*taps}:
+                        # A resumed writer that found a damaged segment wrote it again, and all those after it.
+                        state.segments = [*(part for part in state.segments if part.rows[0] < rows[0]), record]
+                    case _:
+                        return None
+        except ValueError:
+            return None
+        return state
 
 
 class Journal:

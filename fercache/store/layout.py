@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from fercache.runtime.atomic_io import json_bytes
 
 VERSION = 2  # format of stores: 1 was fercache 0.1 (its frame table was the array "clock"); 2 names it "frame_table"
 SEGMENT = 1024
@@ -62,10 +63,24 @@ class Grid:
         """Return the file names of all chunks, in the order of rows."""
         return [self.file(chunk) for chunk in range(self.count)]
 
+    def chunks(self, start: int, stop: int) -> range:
+        """Return the chunks that hold rows `start` to `stop`."""
+        return range(start // self.rows, math.ceil(stop / self.rows) if stop > start else start // self.rows)
+
+
+FRAME_WIDTHS = {len(FRAME_COLUMNS) + landmarks + embedded
+                for landmarks in (0, len(LANDMARK_COLUMNS)) for embedded in (0, 1)}
+"""Numbers of columns that a frame table may have."""
+
+
+def is_sparse(width: int) -> bool:
+    """Return whether a frame table of so many columns names the embedded frames: the taps have rows of these only."""
+    return EMBEDDED in frame_columns(width)
+
 
 def group_document(attributes: dict[str, Any]) -> bytes:
     """Return the `zarr.json` of a group."""
-    return _document({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+    return json_bytes({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 
 def frame_columns(width: int) -> tuple[str, ...]:
@@ -81,16 +96,12 @@ def array_document(name: str, grid: Grid) -> bytes:
     columns = {"columns": list(frame_columns(grid.shape[1]))} if name == FRAME_TABLE else {}
     # The separator is a dot, so that a chunk is a file and not a tree of folders. The fill value is
     # NaN: other tools must not read a missing chunk as zeros, which are valid features.
-    return _document({
+    return json_bytes({
         "zarr_format": 3, "node_type": "array", "shape": list(grid.shape), "data_type": grid.dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [grid.rows, *grid.shape[1:]]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": "NaN", "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
         "attributes": columns, "storage_transformers": []})
-
-
-def _document(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 # Folder names of clips and taps: reversible, and valid on every file system and in Zarr.

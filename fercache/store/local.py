@@ -7,7 +7,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeVar
@@ -45,6 +45,7 @@ class LocalStoreFiles:
     """Files under a folder, by keys such as ``clip/block8/c.0.0``."""
 
     root: Path
+    readers: ClassVar = READERS
     is_remote: ClassVar = False
     """Whether a call is a network request: callers send many at once, and a file appears whole or not at all."""
 
@@ -115,16 +116,13 @@ class LocalStoreFiles:
             atomic_io.durable_step("chunk.torn")
             _write_all(file.fileno(), data[half:])
 
-    def fsync(self, keys: Iterable[str], *others: Path) -> None:
-        """Return when these files or folders, and the folders that hold them, have reached the disk.
-
-        `others`: files elsewhere to sync together with these.
-        """
+    def fsync(self, keys: Iterable[str]) -> None:
+        """Return when these files or folders, and the folders that hold them, have reached the disk."""
         # Files are synced in parallel, so that one commit of the file system's journal serves many of them (16 files: 2
         # ms, one by one 60 ms).
         with self.fsyncing() as start_sync:
-            for path in {*others, *(self.root / key for key in keys)}:
-                start_sync(path)
+            for key in {*keys}:
+                start_sync(self.root / key)
 
     @contextmanager
     def fsyncing(self) -> Iterator[Callable[[Location], None]]:
@@ -150,7 +148,7 @@ class LocalStoreFiles:
     def remove(self, key: str) -> None:
         """Remove one file durably; do nothing if it is absent."""
         path = self.root / key
-        if path.exists():
+        with suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
             atomic_io.fsync(path.parent)
 

@@ -1,8 +1,4 @@
-"""The metadata that fercache writes into a store: JSON records with a checksum, which readers verify.
-
-`ClipManifest` describes one committed clip, and `StoreRoot` the store. Each is an attribute of its Zarr group. Reading
-raises StoreError where a byte has changed, fercache did not write the record, or its format has another version.
-"""
+"""The metadata that fercache writes into a store: JSON records with a checksum, which readers verify."""
 
 from __future__ import annotations
 
@@ -14,20 +10,11 @@ import msgspec
 
 from fercache.config import fingerprint_of
 from fercache.errors import InputError, StoreError
-from fercache.store.layout import (
-    DTYPES,
-    EMBEDDED,
-    FRAME_COLUMNS,
-    FRAME_TABLE,
-    LANDMARK_COLUMNS,
-    VERSION,
-    Grid,
-    frame_columns,
-    group_document,
-)
+from fercache.store.layout import DTYPES, FRAME_TABLE, FRAME_WIDTHS, VERSION, Grid, group_document, is_sparse
 
 ATTRIBUTE = "fercache"  # the attribute of a Zarr group that holds the record
 MAX_METADATA_BYTES = 64 << 20  # larger metadata files are not read
+REBUILD_HINT = "run `fercache extract` with the same settings: it writes the root anew and keeps the clips"
 RECOMPUTE_HINT = "run `fercache verify --repair`, then `fercache extract`"
 EXTRACT_AGAIN_HINT = "run `fercache extract` again: it computes the clips anew, since no format is converted"
 
@@ -82,19 +69,38 @@ class StoreRoot(msgspec.Struct, frozen=True, kw_only=True):
     taps: dict[str, tuple[int, ...]]  # tap -> shape of one frame
     version: int = VERSION
 
+    def __post_init__(self) -> None:
+        if not self.taps:
+            raise InputError("a store needs at least one tap")
+        for name, shape in self.taps.items():
+            if name == FRAME_TABLE or not shape or min(shape) < 1:
+                raise InputError(f"tap {name!r} of shape {shape} cannot be stored: shapes are positive, and "
+                                 f"{FRAME_TABLE!r} is the name of the frame table")
+
+    def document(self) -> bytes:
+        """Return the `zarr.json` of the store's group."""
+        return with_checksum(self)
+
+    @classmethod
+    def read(cls, data: bytes, where: object) -> StoreRoot:
+        """Return the record in the `zarr.json` of a store's group."""
+        try:
+            return read_record(data, where, cls)
+        except StoreError as error:
+            # A store of another format keeps its hint: none of its clips can be kept.
+            hint = error.hint if error.hint == EXTRACT_AGAIN_HINT else REBUILD_HINT
+            raise StoreError(error.what, where=where, hint=hint) from error
+
 
 def read_manifest(data: bytes, where: object) -> ClipManifest:
     """Return the manifest in a clip's `zarr.json`."""
     manifest = read_record(data, where, ClipManifest)
     try:
         table = manifest.arrays[FRAME_TABLE].shape
-        columns = frame_columns(table[1])
-        every = EMBEDDED not in columns  # otherwise the taps hold the embedded frames only
-        if table[0] != manifest.frames or columns not in [
-                (*FRAME_COLUMNS, *more, *last) for more in ((), LANDMARK_COLUMNS) for last in ((), (EMBEDDED,))]:
+        if table[0] != manifest.frames or table[1] not in FRAME_WIDTHS:
             raise ValueError(table)
-        rows = manifest.frames if every else max(array.shape[0] for name, array in manifest.arrays.items()
-                                                 if name != FRAME_TABLE)
+        rows = manifest.frames if not is_sparse(table[1]) else max(
+            array.shape[0] for name, array in manifest.arrays.items() if name != FRAME_TABLE)
         for name, array in manifest.arrays.items():
             # Chunks are read from files, so a manifest whose numbers disagree would surface as wrong features.
             if (min(array.shape) < 1 or array.dtype not in DTYPES or len(array.chunks) != array.grid.count

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fercache.config import fingerprint_of
-from fercache.errors import InputError, StoreError
+from fercache.data.base import shorten_list
+from fercache.errors import InputError
 from fercache.runtime.uri import Location, as_location
+from fercache.store.clip import Clip
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.layout import META
 from fercache.store.remote import files_at
 
 log = logging.getLogger(__name__)
-
 
 SEPARATOR = "/"
 VIEWS_SUFFIX = "_views"
@@ -26,41 +26,15 @@ IMPORTED = "imported"  # key in the settings of a store that `fercache import` m
 JOINED = "joined"  # key in the settings of a `MultiStoreView`: label of a joined store -> its settings
 
 
-class ReadableClip(Protocol):
-    """A clip, as readers of whole clips use it."""
-
-    @property
-    def frames(self) -> int: ...
-    @property
-    def frame_table(self) -> NDArray[np.void]: ...
-    def read(self, tap: str, out: NDArray[np.float16] | None = None) -> NDArray[np.float16]: ...
-
-
-class ReadableStore(Protocol):
-    """A store, as readers of whole clips use it: `EmbeddingStore`, `MultiStoreView` or `PrefetchingStore`."""
-
-    @property
-    def path(self) -> Location: ...
-    @property
-    def settings(self) -> dict[str, Any]: ...
-    @property
-    def taps(self) -> dict[str, tuple[int, ...]]: ...
-    def __contains__(self, clip: object) -> bool: ...
-    def __getitem__(self, clip: str) -> ReadableClip: ...
-    def digest(self) -> str: ...
-    def prefetch(self, names: Sequence[str], taps: Sequence[str]) -> ReadableStore: ...
-
-
 class MultiStoreView:
     """A store and its siblings as one store, with the clips and the frame tables of the first."""
     # Rows are matched by frame number. A frame that a sibling lacks gets zeros, like a frame without a face. Frames
     # that the first store lacks are left out.
 
-    def __init__(self, base: ReadableStore, others: dict[str, ReadableStore]) -> None:
-        self.base, self.others = base, others
-        self.path, self.causal = base.path, isinstance(base, EmbeddingStore) and base.causal
-        self._sources = {f"{name}{SEPARATOR}{tap}": (name, tap) for name, other in others.items() for tap in other.taps}
-        self.taps = base.taps | {tap: others[name].taps[theirs] for tap, (name, theirs) in self._sources.items()}
+    def __init__(self, base: EmbeddingStore, others: dict[str, EmbeddingStore]) -> None:
+        self.base, self.others, self.path, self.causal = base, others, base.path, base.causal
+        self.sources = {f"{name}{SEPARATOR}{tap}": (name, tap) for name, other in others.items() for tap in other.taps}
+        self.taps = base.taps | {tap: others[name].taps[theirs] for tap, (name, theirs) in self.sources.items()}
         self.settings = {**base.settings, JOINED: {name: other.settings for name, other in sorted(others.items())}}
 
     def __repr__(self) -> str:
@@ -70,77 +44,56 @@ class MultiStoreView:
         return clip in self.base
 
     def __getitem__(self, clip: str) -> MultiStoreClip:
-        theirs = {name: other[clip] for name, other in self.others.items() if clip in other}
-        return MultiStoreClip(clip, self.base[clip], theirs, self._sources, self.taps)
+        return MultiStoreClip(self, clip)
 
     def digest(self) -> str:
         """Return the sha256 (hex) over the digests of all stores."""
         return fingerprint_of([self.base.digest(),
                                [[name, other.digest()] for name, other in sorted(self.others.items())]])
 
-    def prefetch(self, names: Sequence[str], taps: Sequence[str]) -> MultiStoreView:
-        """Return the same view for reading in the order of `names`; remote stores are read ahead."""
-        own = [tap for tap in taps if tap in self.base.taps]
-        others: dict[str, ReadableStore] = {}
-        for name, other in self.others.items():
-            theirs = [tap for tap in other.taps if f"{name}{SEPARATOR}{tap}" in taps]
-            others[name] = other.prefetch([clip for clip in names if clip in other], theirs)
-        return MultiStoreView(self.base.prefetch(names, own), others)
-
-
-@dataclass(frozen=True)
-class MultiStoreClip:
-    """One clip of a `MultiStoreView`."""
-
-    name: str
-    base: ReadableClip
-    others: dict[str, ReadableClip]
-    sources: dict[str, tuple[str, str]]
-    taps: dict[str, tuple[int, ...]]
-
     @property
-    def frames(self) -> int:
-        """T of the first store."""
-        return self.base.frames
+    def readers(self) -> int:
+        """The number of threads that read whole clips fastest."""
+        return max(store.readers for store in (self.base, *self.others.values()))
 
-    @property
-    def frame_table(self) -> NDArray[np.void]:
-        """The frame table of the first store."""
-        return self.base.frame_table
+
+class MultiStoreClip(Clip):
+    """One clip of a `MultiStoreView`: that of its first store, which also reads the taps of the others."""
+
+    def __init__(self, view: MultiStoreView, clip: str) -> None:
+        super().__init__(view.base.files, view.base.manifest(clip), view.base.causal)
+        self.view = view
 
     def read(self, tap: str, out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
         """Return a whole tap at the first store's frames, ``(T, ...) float16``; zeros where a sibling lacks one."""
-        if tap not in self.sources:
-            return self.base.read(tap, out)
-        name, theirs = self.sources[tap]
-        values = np.empty((self.frames, *self.taps[tap]), np.float16) if out is None else out
+        if tap not in self.view.sources:
+            return super().read(tap, out)
+        name, theirs = self.view.sources[tap]
+        values = np.empty((self.frames, *self.view.taps[tap]), np.float16) if out is None else out
         values[...] = 0
-        if name in self.others:
-            other = self.others[name]
+        if self.name in self.view.others[name]:
+            other = self.view.others[name][self.name]
             _, here, there = np.intersect1d(self.frame_table["index"], other.frame_table["index"], return_indices=True)
             values[here] = other.read(theirs)[there]
         return values
 
 
-def clip_identity(store: EmbeddingStore | MultiStoreView, clip: str) -> list[Any]:
+ReadableStore: TypeAlias = EmbeddingStore | MultiStoreView
+
+
+def clip_identity(store: ReadableStore, clip: str) -> list[Any]:
     """Return what the digest covers of one clip: of a view, that of the clip in each of its stores."""
     if isinstance(store, EmbeddingStore):
         return store.manifest(clip).identity()
     parts = [("", store.base), *sorted(store.others.items())]
-    return [[name, clip_identity(part, clip)] for name, part in parts
-            if isinstance(part, EmbeddingStore | MultiStoreView) and clip in part]
+    return [[name, part.manifest(clip).identity()] for name, part in parts if clip in part]
 
 
 def siblings(base: Location, causal: bool = False) -> list[EmbeddingStore]:
     """Return the stores beside the one at `base` that can be read, itself excluded."""
-    folder, found = base.parent, []
-    for entry in files_at(folder).folders():
-        if entry.endswith(".zarr") and entry != base.name:
-            try:
-                found.append(EmbeddingStore.open(folder / entry, causal=causal))
-            except StoreError as error:  # a killed `extract` leaves a folder without a root
-                log.debug("%s", error)
-    return found
+    places = [base.parent / entry for entry in files_at(base.parent).folders() if entry.endswith(".zarr")]
+    stores = [EmbeddingStore.open_or_none(place, causal=causal) for place in places if place != base]
+    return [store for store in stores if store is not None]  # a killed `extract` leaves a folder without a root
 
 
 def join_stores(base: EmbeddingStore, names: Sequence[str], taps: Sequence[str]) -> tuple[ReadableStore,
@@ -159,7 +112,7 @@ def join_stores(base: EmbeddingStore, names: Sequence[str], taps: Sequence[str])
         list(base)
     if not names:
         return base, tuple(taps)
-    others: dict[str, ReadableStore] = {}
+    others: dict[str, EmbeddingStore] = {}
     for place in (_sibling(base, name) for name in names):
         other = EmbeddingStore.open(place)
         stem = other.path.name.removesuffix(".zarr")
@@ -194,16 +147,13 @@ def _report_unmatched(base: EmbeddingStore, label: str, other: EmbeddingStore) -
     ours, theirs = set(base), set(other)
     if not ours & theirs:
         raise InputError("has no clip in common with the store it is joined to", where=other.path,
-                         hint=f"clip names must be equal: it has {_few(theirs)}, the other store {_few(ours)}")
+                         hint=f"clip names must be equal: it has {shorten_list(sorted(theirs), 3)}, the other store "
+                              f"{shorten_list(sorted(ours), 3)}")
     if ours - theirs:
         log.warning("%s lacks %d of %d clips, which get zeros: %s", label, len(ours - theirs), len(ours),
-                    _few(ours - theirs))
+                    shorten_list(sorted(ours - theirs), 3))
     longer = {clip: n for clip in sorted(ours & theirs)
               if (n := other.manifest(clip).frames - base.manifest(clip).frames) > 0}
     if longer:
         log.warning("%s: %d frames of %d clips are past the end of the clip and left out: %s", label,
-                    sum(longer.values()), len(longer), _few(longer))
-
-
-def _few(names: Sequence[str] | set[str] | dict[str, int]) -> str:
-    return ", ".join([*sorted(names)[:3], *(["..."] if len(names) > 3 else [])])
+                    sum(longer.values()), len(longer), shorten_list(sorted(longer), 3))

@@ -1,136 +1,31 @@
-"""The files of a store at a URL (S3, GCS, memory, HTTP to read), through fsspec; and prefetching from such a store."""
+"""The files of a store at a URL (S3, GCS, memory, HTTP to read), through fsspec."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, TypeVar
 
 from fercache.errors import FercacheError, InputError, MissingExtra, StoreError
 from fercache.runtime import atomic_io
 from fercache.runtime.uri import Location, Url, as_location
-from fercache.store.clip import Clip
-from fercache.store.layout import FRAME_TABLE
-from fercache.store.local import READERS, FileStamp, LocalStoreFiles, StoreSize
-from fercache.store.manifest import MAX_METADATA_BYTES, ClipManifest, parse_json
+from fercache.store.local import FileStamp, LocalStoreFiles, StoreSize
+from fercache.store.manifest import MAX_METADATA_BYTES, parse_json
 from fercache.workspace import CurrentStore
 
-if TYPE_CHECKING:
-    from fercache.store.embedding_store import EmbeddingStore
-
-
-# Reading a remote store in a known order: the next clips are downloaded while the current one is used.
-
-PREFETCH_BYTES = 256 << 20  # most bytes that are downloaded ahead; a larger clip is downloaded alone
-PREFETCH_CLIPS = 16  # most clips that are downloaded ahead: for small clips, latency is all the time
-
-Values = dict[str, NDArray[np.float16]]
 T = TypeVar("T")
-
-
-class PrefetchQueue(Generic[T]):
-    """Values of clips that are read in order: threads read the next ones ahead."""
-
-    def __init__(self, names: Sequence[str], read: Callable[[str], T], size: Callable[[str], int]) -> None:
-        self.order = {name: i for i, name in enumerate(names)}
-        self.names, self.read, self.size = list(self.order), read, size
-        self.pending: dict[str, Future[T]] = {}
-        self.pool = ThreadPoolExecutor(PREFETCH_CLIPS, "fercache-prefetch")
-        self.lock = threading.Lock()
-
-    def take(self, clip: str) -> T:
-        """Return the value of a clip; drop those of the clips before it, and start to read those after it."""
-        position = self.order[clip]
-        with self.lock:
-            # A few threads take clips about in their order: those just before this one may be wanted yet.
-            for other in [name for name in self.pending if self.order[name] < position - READERS]:
-                self.pending.pop(other).cancel()
-            ahead_bytes = 0
-            for name in self.names[position:position + PREFETCH_CLIPS]:
-                ahead_bytes += self.size(name)
-                if name != clip and ahead_bytes > PREFETCH_BYTES:
-                    break
-                if name not in self.pending:
-                    self.pending[name] = self.pool.submit(self.read, name)
-            value = self.pending[clip]
-        return value.result()
-
-
-class PrefetchingStore:
-    """A remote store for a reader of whole clips, which are read ahead; open it with `EmbeddingStore.prefetch`."""
-    # Another order than that of the manifests works too, without reading ahead.
-
-    def __init__(self, store: EmbeddingStore, manifests: dict[str, ClipManifest], taps: Sequence[str]) -> None:
-        self.store, self.wanted, self._manifests = store, tuple(taps), manifests
-        self.path: Location = store.path
-        self.settings, self.taps = store.settings, store.taps
-        # Two queues: some readers want the frame tables of all clips before the first tap.
-        self.frame_tables = PrefetchQueue(list(manifests), lambda clip: self._clip(clip).frame_table,
-                                          lambda clip: self._bytes(clip, [FRAME_TABLE]))
-        self.values = PrefetchQueue(list(manifests), self._values, lambda clip: self._bytes(clip, self.wanted))
-
-    def __contains__(self, clip: object) -> bool:
-        return clip in self._manifests or clip in self.store
-
-    def __getitem__(self, clip: str) -> PrefetchedClip | Clip:
-        return PrefetchedClip(self, clip, self._manifests[clip].frames) if clip in self._manifests else self.store[clip]
-
-    def digest(self) -> str:
-        """Return the store's digest."""
-        return self.store.digest()
-
-    def prefetch(self, names: Sequence[str], taps: Sequence[str]) -> EmbeddingStore | PrefetchingStore:
-        """Return the store for a reader of these taps of these clips, in this order."""
-        return self.store.prefetch(names, taps)
-
-    def _clip(self, clip: str) -> Clip:
-        return Clip(self.store.files, self._manifests[clip], self.store.causal)
-
-    def _values(self, clip: str) -> Values:
-        source = self._clip(clip)
-        return {tap: source.read(tap) for tap in self.wanted}
-
-    def _bytes(self, clip: str, names: Sequence[str]) -> int:
-        arrays = self._manifests[clip].arrays
-        return sum(arrays[name].grid.row_bytes * arrays[name].shape[0] for name in names)
-
-
-class PrefetchedClip:
-    """One clip of a store that is read ahead: its length, frame table and whole taps."""
-
-    def __init__(self, store: PrefetchingStore, name: str, frames: int) -> None:
-        self._store, self.name, self.frames = store, name, frames
-
-    @property
-    def frame_table(self) -> NDArray[np.void]:
-        """The frame table, ``(T,)`` with named columns."""
-        return self._store.frame_tables.take(self.name)
-
-    def read(self, tap: str, out: NDArray[Any] | None = None) -> NDArray[np.float16]:
-        """Return a whole tap, ``(T, ...) float16``, in `out` if it is given."""
-        values = self._store.values.take(self.name)
-        value = values[tap] if tap in values else self._store.store[self.name].read(tap)
-        if out is None:
-            return value
-        out[...] = value
-        return out
-
+U = TypeVar("U")
 
 CONCURRENT_REQUESTS = 32
 """A request waits for its answer for some 30 ms, whatever its size, so many are sent at the same time."""
+CONCURRENT_CLIPS = 16  # clips that are read at once: for small ones, latency is all the time
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
 """Protocol -> the extra of fercache that installs what it needs."""
-
-U = TypeVar("U")
 
 
 class RemoteStoreFiles:
@@ -138,7 +33,7 @@ class RemoteStoreFiles:
     # An object appears whole or not at all, so nothing is renamed. Uploads run in parallel until `fsync`. Nothing is
     # cached. The first request connects.
 
-    is_remote = True
+    is_remote, readers = True, CONCURRENT_CLIPS
 
     def __init__(self, root: Url) -> None:
         self.root = root
@@ -247,14 +142,12 @@ class RemoteStoreFiles:
             raise StoreError("cannot be written: there is no such place", where=self.root / key,
                              hint="check the name of the bucket: fercache does not create buckets")
 
-    def fsync(self, keys: Iterable[str], *others: Path) -> None:
-        """Return when every upload has finished and `others`, which are local, have reached the disk."""
+    def fsync(self, keys: Iterable[str]) -> None:
+        """Return when every upload has finished."""
         uploads, self._uploads = self._uploads, []
         wait(uploads)
         for upload in uploads:
             upload.result()
-        if others:
-            atomic_io.fsync_all(others)
 
     @contextmanager
     def fsyncing(self) -> Iterator[Callable[[Location], None]]:
@@ -272,7 +165,8 @@ class RemoteStoreFiles:
             wait(self._uploads)
             self._uploads = []
             raise
-        self.fsync((), *local)
+        self.fsync(())
+        atomic_io.fsync_all(local)
 
     def replace(self, key: str, data: bytes) -> None:
         """Upload `data` to `key`, completely or not at all."""

@@ -17,18 +17,7 @@ from numpy.typing import NDArray
 
 from fercache.errors import ClipError, InputError
 from fercache.runtime import atomic_io
-from fercache.store.journal import (
-    DETECTION_COLUMNS,
-    BeginRecord,
-    DetectionRecord,
-    FrameTableRecord,
-    Journal,
-    JournalRecord,
-    JournalState,
-    RowRange,
-    SegmentRecord,
-    read_journal_state,
-)
+from fercache.store.journal import BeginRecord, DetectionRecord, FrameTableRecord, Journal, JournalState, SegmentRecord
 from fercache.store.layout import (
     EMBEDDED,
     FRAME_COLUMNS,
@@ -64,8 +53,8 @@ class WriterJob:
 
     @property
     def detection_columns(self) -> int:
-        """The number of columns of the detections."""
-        return DETECTION_COLUMNS + len(LANDMARK_COLUMNS) * self.landmarks
+        """The number of columns of the detections: row, box and score, and landmarks."""
+        return 6 + len(LANDMARK_COLUMNS) * self.landmarks
 
     @property
     def folder(self) -> str:
@@ -92,29 +81,24 @@ class WriterJob:
         return BeginRecord(begin=self.clip, fingerprint=self.fingerprint, taps=self.taps, source=self.source,
                            provenance=self.provenance)
 
-    def journal_state(self, records: list[JournalRecord]) -> JournalState | None:
+    def journal_state(self, journal: Journal) -> JournalState | None:
         """Return the work of an earlier writer if it gives the same bytes as this job, else None."""
-        first = records[0] if records else None
+        first = journal.records[0] if journal.records else None
         # Everything but the source must be equal: other versions or threads may give other bytes.
         if (not isinstance(first, BeginRecord) or not same_source(self.source, first.source)
                 or msgspec.structs.replace(first, source=self.source) != self.record()):
             return None
-        return read_journal_state(records[1:], list(self.taps), self.detection_columns)
+        return JournalState.of(journal.records[1:], list(self.taps), self.detection_columns)
 
 
 class ClipWriter:
-    """A clip that is being written: detections, frame table and segments are durable when their call returns.
-
-    Attributes
-    ----------
-    detected : rows whose detections are in the journal, those of an earlier run included.
-    written : rows whose features are on disk and intact.
-    """
+    """A clip that is being written: detections, frame table and segments are durable when their call returns."""
     # Chunks are written in place, and the journal has their digests. A chunk that has no record, or differs from it, is
     # written again. The manifest is written last, after everything else has reached the disk.
 
     def __init__(self, files: StoreFiles, journal: Journal, job: WriterJob) -> None:
         self.files, self.journal, self.job = files, journal, job
+        # Rows whose detections are in the journal, those of an earlier run included; rows whose features are on disk.
         self.detected = self.written = 0
         self._detections: list[NDArray[np.float64]] = []
         self._frame_table: NDArray[np.float64] | None = None
@@ -124,7 +108,7 @@ class ClipWriter:
     def open(cls, files: StoreFiles, journal: Journal, job: WriterJob) -> ClipWriter:
         """Return a writer that goes on where an earlier one of the same job ended, or starts anew."""
         writer = cls(files, journal, job)
-        state = job.journal_state(journal.records)
+        state = job.journal_state(journal)
         if state is None:
             writer._begin()
         else:
@@ -153,19 +137,19 @@ class ClipWriter:
         self.detected, self._detections = state.detected, state.detections
         if state.frame_table is not None and (chunks := self._read_intact(state.frame_table)) is not None:
             rows = np.frombuffer(b"".join(chunks), "<f8").reshape(-1, self.job.columns)
-            self._frame_table = rows[:state.frame_table.stop].astype(np.float64)  # drops the padding
+            self._frame_table = rows[:state.frame_table.rows[1]].astype(np.float64)  # drops the padding
         for segment in state.segments:
-            if segment.start != self.written or self._read_intact(segment) is None:
+            if segment.rows[0] != self.written or self._read_intact(segment) is None:
                 break
-            self.written = segment.stop
+            self.written = segment.rows[1]
         atomic_io.durable_step("resume.read")
 
-    def _read_intact(self, rows: RowRange) -> list[bytearray] | None:
+    def _read_intact(self, record: FrameTableRecord | SegmentRecord) -> list[bytearray] | None:
         """Return the bytes of the chunks, which count as written; None if one is missing or has changed."""
         contents = []
-        for name, digests in rows.chunks.items():
-            grid = self.job.grid(name, rows.stop)
-            chunks = _chunks_of(grid, rows.start, rows.stop)
+        for name, digests in record.chunks.items():
+            grid = self.job.grid(name, record.rows[1])
+            chunks = grid.chunks(*record.rows)
             if len(chunks) != len(digests):
                 return None
             for chunk, digest in zip(chunks, digests, strict=True):
@@ -174,7 +158,7 @@ class ClipWriter:
                 if not complete or hashlib.sha256(data).hexdigest() != digest:
                     return None
                 contents.append(data)
-        for name, digests in rows.chunks.items():
+        for name, digests in record.chunks.items():
             self._chunks[name] += digests
         return contents
 
@@ -253,7 +237,7 @@ class ClipWriter:
             for name, value in values.items():
                 # Fewer than CHUNK rows can only be a whole clip, so the chunk length that follows from `stop` is right.
                 grid = self.job.grid(name, stop)
-                chunks = _chunks_of(grid, start, stop)
+                chunks = grid.chunks(start, stop)
                 for chunk, data in zip(chunks, _blocks(value, grid), strict=True):
                     key = self.job.key(name, grid.file(chunk))
                     self.files.write(key, data)
@@ -322,11 +306,6 @@ def check_embedded(table: NDArray[np.float64], clip: str) -> None:
     if (((begins | ends) & seen & (embedded == 0)).any() or not np.isin(embedded, (0, 1)).all()):
         raise InputError("the first or last frame of an unbroken run is not embedded", where=clip,
                          hint="embed both ends of every run of frames with the same track")
-
-
-def _chunks_of(grid: Grid, start: int, stop: int) -> range:
-    """Return the chunks that hold rows `start` to `stop`; `start` begins one."""
-    return range(start // grid.rows, -(-stop // grid.rows))
 
 
 def _blocks(value: NDArray[Any], grid: Grid) -> Iterator[memoryview]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fercache.errors import InputError, StoreError
+from fercache.errors import InputError, StoreError, first_line
 from fercache.heads.registry import FRAME, STARTER_FOLDER
 from fercache.oof import HeadRecord
 from fercache.runtime import atomic_io
@@ -79,10 +79,7 @@ def starter_files(folder: str) -> list[Path]:
 
 
 def load_checkpoint(path: Path, device: str = "cpu") -> TrainedHead:
-    """Return the head whose record is at `path`, ready to predict.
-
-    Raises StoreError if its record or its weights are missing or damaged.
-    """
+    """Return the head whose record is at `path`, ready to predict."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -94,6 +91,6 @@ def load_checkpoint(path: Path, device: str = "cpu") -> TrainedHead:
     try:
         net.load_state_dict(load_file(weights))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise StoreError(f"a head's weights are not readable ({str(error).partition(chr(10))[0]})", where=weights,
+        raise StoreError(f"a head's weights are not readable ({first_line(error)})", where=weights,
                          hint=f"remove {path.name} beside it and {RETRAIN_HINT}") from error
     return TrainedHead(head=net.to(device).eval(), record=record)

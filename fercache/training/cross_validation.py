@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fercache import oof
 from fercache.backbones import weights
 from fercache.backbones.weights import files
-from fercache.config import TrainConfig
+from fercache.config import HEAD_KEYS, TEMPORAL_KEYS, TrainConfig
 from fercache.data.base import Dataset, Trial
 from fercache.data.labels import canonical_class_name
 from fercache.errors import InputError
@@ -36,35 +37,25 @@ from fercache.workspace import FEATURES
 
 log = logging.getLogger(__name__)
 
-FEW_GROUPS_EPOCHS = 0.5
-"""Share of the usual epochs where there are too few groups to choose the epoch on validation groups."""
-UNSET = {"loss": "", "label_smoothing": -1, "epochs": 0, "patience": -1, "width": 0, "dropout": -1, "lr": 0, "ema": -1,
-         "mixup": -1, "noise": -1}
-"""Recipe keys that apply to every head, and the value with which the recipe leaves the key to the head's default."""
-STARTER_LR = 1e-4
-"""Peak of the learning rate of a frame head that begins with starter weights: a tenth of the usual one."""
-FINETUNE_MIN_GROUPS = 5
-"""With fewer training groups, the starter's weights are used as they are, unless a class is missing there."""
-UNSET_TEMPORAL = {"window_s": 0, "step_s": -1, "time_mask_s": -1}
-"""The same for keys that apply to heads with windows only."""
+FEW_GROUPS_EPOCHS = 0.5  # share of the usual epochs where groups are too few to choose the epoch
+STARTER_LR = 1e-4  # peak of the learning rate of a head that begins with starter weights: a tenth of the usual one
+FINETUNE_MIN_GROUPS = 5  # with fewer training groups the starter's weights stay as they are, unless they lack a class
 
 
 def settings_for(head: str, config: TrainConfig, device: str, *, oof_input: bool, few_groups: bool,
                  starter: HeadSettings | None = None) -> HeadSettings:
     """Return the settings to train a head with: those of the recipe, else the head's own.
 
-    Parameters
-    ----------
-    oof_input : whether there are out-of-fold logits that temporal heads can read.
-    few_groups : whether there are too few groups to choose the number of epochs.
-    starter : settings of the starter that the head begins with.
+    `oof_input`: there are out-of-fold logits that temporal heads can read. `few_groups`: too few to choose the number
+    of epochs. `starter`: settings of the starter that the head begins with.
     """
     spec = HEADS[head]
     settings = spec.settings
     if settings.temporal_input and not oof_input:
         settings = replace(settings, temporal_input=False, **spec.on_features)
-    keys = UNSET | (UNSET_TEMPORAL if settings.window_s else {})
-    changed: dict[str, Any] = {key: value for key, unset in keys.items() if (value := getattr(config, key)) != unset}
+    keys = HEAD_KEYS + (TEMPORAL_KEYS if settings.window_s else ())
+    changed: dict[str, Any] = {key: value for key in keys
+                               if (value := getattr(config, key)) != getattr(TrainConfig, key)}
     if starter is not None:
         settings = replace(with_shape_of(settings, starter), lr=STARTER_LR, dropout=starter.dropout)
         changed.pop("width", None)
@@ -105,14 +96,12 @@ class Splits:
         names = [self.groups[i] for i in inside]
         seed = config.seed * 1000 + k  # each fold draws its own parts
         part = np.full(len(self.fold), -1, np.int16)
-        if config.validation == "none":
+        if config.validation == "none" or (config.ensemble > 1 and len(set(names)) < MIN_VAL_PARTS):
             part[inside] = 0
         elif config.ensemble == 1:
             # A single member needs one validation part only; most groups are left to train on.
             validation = inner_groups(names, VAL_FRACTION, seed)
             part[inside] = [0 if name in validation else 1 for name in names]
-        elif len(set(names)) < MIN_VAL_PARTS:
-            part[inside] = 0
         else:
             part[inside] = assign_folds(names, counts[inside], config.ensemble, seed)
         return part
@@ -161,13 +150,7 @@ def load_starter(config: TrainConfig, classes: Sequence[str]) -> tuple[list[dict
 
 
 class CrossValidatedTraining:
-    """The heads of one data set: assigns folds, and trains each head of each fold that is missing.
-
-    Attributes
-    ----------
-    records : the record of each head.
-    trained : number of heads trained by this run; the others were finished before.
-    """
+    """The heads of one data set: assigns folds, and trains each head of each fold that is missing."""
 
     def __init__(self, dataset: Dataset, trials: Sequence[Trial], store: ReadableStore, config: TrainConfig,
                  folder: Path, weights_folder: Path, features: FrameDataset, pool: ForkPool,
@@ -175,7 +158,7 @@ class CrossValidatedTraining:
         self.weights_folder = weights_folder
         self.dataset, self.trials, self.store, self.config, self.folder = dataset, trials, store, config, folder
         self.features, self.pool, self.device = features, pool, pool.device
-        self.splits = Splits(trials, self.features.counts(len(dataset.classes)), config)
+        self.splits = Splits(trials, oof.class_counts(features.label, features.offsets, len(dataset.classes)), config)
         self.init, starter = init, None
         if init is not None:
             self.starters, starter = load_starter(config, dataset.classes)
@@ -195,8 +178,8 @@ class CrossValidatedTraining:
         self.first_stage = [FRAME, *first] if self.second_stage and FRAME not in first else first
         self.inputs = {head: inference.input_of(head, features) for head in (*self.first_stage, *self.second_stage)}
         self.oof_features: dict[int, FrameDataset] = {}
-        self.records: list[HeadRecord] = []
-        self.trained = 0
+        self.records: list[HeadRecord] = []  # of each head
+        self.trained = 0  # number of heads trained by this run; the others were finished before
         self.cost_s: dict[str, float] = {}
 
     @classmethod

@@ -22,8 +22,9 @@ from fercache.errors import InputError
 from fercache.runtime import atomic_io
 from fercache.runtime.devices import free_memory
 from fercache.runtime.progress import progress_bar
+from fercache.store.clip import Clip
 from fercache.store.local import READERS
-from fercache.store.multi_store import ReadableClip, ReadableStore
+from fercache.store.multi_store import ReadableStore
 
 log = logging.getLogger(__name__)
 
@@ -67,13 +68,6 @@ class FrameDataset:
     def trial_of_row(self) -> NDArray[np.int64]:
         """Return the position of each row's trial, ``(R,)``."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
-
-    def counts(self, classes: int) -> NDArray[np.int64]:
-        """Return the number of labelled frames of each class in each trial, ``(N, C)``."""
-        counts = np.zeros((len(self.offsets) - 1, classes), np.int64)
-        labelled = self.label >= 0
-        np.add.at(counts, (self.trial_of_row()[labelled], self.label[labelled]), 1)
-        return counts
 
     def frame_s(self) -> float:
         """Return the median time between two frames, in seconds."""
@@ -175,20 +169,18 @@ class WindowSampler:
 # Reading the store: RAM where the features fit, otherwise one local file that is mapped.
 
 MAX_MEMORY_SHARE = 0.9  # share of the free memory that features may take
+CONCURRENT_BYTES = 256 << 20  # most bytes of clips that more than READERS threads read at once
 
 
 def load_features(store: ReadableStore, trials: Sequence[Trial], taps: Sequence[str], *, augmentations: bool = False,
                   normalize: str = "train", memory: str = "ram", mmap_dir: Path | None = None) -> FrameDataset:
     """Return the features of `trials`, read once; a trial is as long as the longer of its clip and its annotation.
 
-    Raises InputError if the store lacks one of the taps, or the features fit neither into memory nor onto the disk.
+    `augmentations`: read the taps' other augmentations too, where the store has them. `normalize`: "clip" normalizes
+    each clip by the mean and spread of its seen frames. `memory`: "ram", "map" (a mapped file in `mmap_dir`, which the
+    next run with the same features only opens), or "auto" (mapped where the features do not fit into RAM).
 
-    Parameters
-    ----------
-    augmentations : whether to read the taps' other augmentations too, where the store has them.
-    normalize : "clip" normalizes each clip by the mean and spread of its seen frames; otherwise rows are unchanged.
-    memory : "ram", "map" (a mapped file in `mmap_dir`), or "auto" (mapped where the features do not fit into RAM).
-    mmap_dir : folder of the mapped file, which stays there: the next run with the same features only opens it.
+    Raises InputError if the store lacks one of the taps, or the features fit neither into memory nor onto the disk.
     """
     taps = sorted(taps, key=is_audio)
     layout = row_layout(store.taps, taps, store.path)
@@ -198,10 +190,8 @@ def load_features(store: ReadableStore, trials: Sequence[Trial], taps: Sequence[
     others = min(store.taps[tap_views(part.tap)][0] if tap_views(part.tap) in store.taps else 0
                  for part in layout if part.start < width)
     count = 1 + (others if augmentations else 0)
-    store = store.prefetch([trial.name for trial in trials],
-                           [name for part in layout for name in (part.tap, tap_views(part.tap))
-                            [:1 if count == 1 or part.start >= width else 2]])
-    clips = [store[trial.name] for trial in trials]
+    with ThreadPoolExecutor(store.readers) as pool:  # a manifest at a URL takes a request
+        clips: list[Clip] = list(pool.map(lambda trial: store[trial.name], trials))
     lengths = [max(clip.frames, 0 if trial.labels is None else len(trial.labels))
                for clip, trial in zip(clips, trials, strict=True)]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -210,7 +200,10 @@ def load_features(store: ReadableStore, trials: Sequence[Trial], taps: Sequence[
     dataset = FrameDataset(layout=layout, x=np.zeros((0, shape[2]), np.float16), offsets=offsets,
                            index=np.zeros(rows, np.int32), time_s=np.zeros(rows), valid=np.zeros(rows, bool),
                            label=np.full(rows, -1, np.int16))
-    _in_threads(lambda i: _read_frame_table(dataset, clips[i], trials[i], i), len(trials))
+    _in_threads(lambda i: _read_frame_table(dataset, clips[i], trials[i], i), len(trials), store.readers)
+
+    # Some of each clip that is being read is copied in memory: of a store at a URL, many small clips are read at once.
+    threads = max(READERS, min(store.readers, CONCURRENT_BYTES // (2 * count * shape[2] * max(lengths, default=1))))
 
     def fill(values: NDArray[np.float16]) -> None:
         with progress_bar("read store", rows) as bar:
@@ -218,7 +211,7 @@ def load_features(store: ReadableStore, trials: Sequence[Trial], taps: Sequence[
                 _read_values(values, dataset, clips[i], i, normalize == "clip", width)
                 bar.advance(lengths[i])
 
-            _in_threads(read, len(trials))
+            _in_threads(read, len(trials), threads)
 
     if _fits_into_ram(int(np.prod(shape)) * 2, memory, mmap_dir):
         values = np.zeros(shape, np.float16)
@@ -269,23 +262,13 @@ def _open_mapped(folder: Path, name: str, shape: tuple[int, ...],
     return np.asanyarray(np.lib.format.open_memmap(path, "r"))
 
 
-def _in_threads(read: Callable[[int], None], count: int) -> None:
-    """Call `read` with each number below `count`, in a few threads that take the next number when they are free."""
-    numbers = iter(range(count))
-
-    def work() -> None:
-        for number in numbers:
-            read(number)
-
-    with ThreadPoolExecutor(READERS, "fercache-read") as pool:
-        try:
-            for done in [pool.submit(work) for _ in range(READERS)]:
-                done.result()
-        finally:
-            deque(numbers, 0)  # after an error the other threads find no further number
+def _in_threads(read: Callable[[int], None], count: int, threads: int) -> None:
+    """Call `read` with each number below `count`, in a few threads."""
+    with ThreadPoolExecutor(threads, "fercache-read") as pool:
+        deque(pool.map(read, range(count)), 0)  # an error cancels the calls that have not begun
 
 
-def _read_frame_table(dataset: FrameDataset, clip: ReadableClip, trial: Trial, i: int) -> None:
+def _read_frame_table(dataset: FrameDataset, clip: Clip, trial: Trial, i: int) -> None:
     """Fill a trial's time and labels; where the annotation is longer than the clip, time goes on at the same pace."""
     start, stop = int(dataset.offsets[i]), int(dataset.offsets[i + 1])
     end = start + clip.frames
@@ -298,7 +281,7 @@ def _read_frame_table(dataset: FrameDataset, clip: ReadableClip, trial: Trial, i
     dataset.label[start:stop] = trial.frame_labels(clip.frames)
 
 
-def _read_values(values: NDArray[np.float16], dataset: FrameDataset, clip: ReadableClip, i: int,
+def _read_values(values: NDArray[np.float16], dataset: FrameDataset, clip: Clip, i: int,
                  normalize: bool, width: int) -> None:
     """Read one trial's rows of every augmentation into `values`, ``(V, R, D)``; optionally normalize the clip."""
     # From column `width` on there is sound, which has no augmentations and is masked by rows of zeros.

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fercache import metrics
 from fercache.heads.base import Head, build_head
 from fercache.heads.frame import FinetuneTail
-from fercache.heads.registry import HEADS, HeadSettings
+from fercache.heads.registry import HeadSettings
 from fercache.heads.temporal import TemporalHead
 from fercache.training.data import Batch, FrameDataset, WindowSampler
 from fercache.training.inference import make_sampler, predict_head
@@ -28,14 +29,11 @@ POWER = {"weighted": 0.5, "balanced": 1.0, "focal": 0.5}
 
 
 class Loss:
-    """The loss over the labelled frames of a batch, with class frequencies taken from the training labels.
+    """The loss over the labelled frames of a batch, with class frequencies taken from the training labels, ``(R,)``.
 
-    Parameters
-    ----------
-    kind : plain; weighted, balanced (class weights, the class's share to the power of -1/2 or -1); focal (weighted, and
-        frames that are predicted well count little); adjusted (the logarithm of the class's share is added to the
-        logits in training: Menon et al. 2021, arXiv 2007.07314).
-    label : (R,) the training labels, -1 unknown.
+    `kind`: plain; weighted, balanced (class weights, the class's share to the power of -1/2 or -1); focal (weighted,
+    and frames that are predicted well count little); adjusted (the logarithm of the class's share is added to the
+    logits in training: Menon et al. 2021, arXiv 2007.07314).
     """
 
     def __init__(self, kind: str, label: NDArray[np.int16], classes: int, smoothing: float, device: str) -> None:
@@ -80,8 +78,7 @@ def class_weights(label: NDArray[np.int16], classes: int, power: float = 0.5) ->
 WARM_UP = 0.1  # share of the steps in which the learning rate rises; then it falls as a cosine
 CLIP_NORM = 1.0
 MOMENTUM = 0.9
-TIMED_STEPS = 3
-"""Steps by which the time of a training is estimated; the fastest counts, because the first ones warm up."""
+TIMED_STEPS = 3  # the fastest one counts for an estimate, because the first ones warm up
 TIMED_TRIALS = 4
 
 
@@ -115,22 +112,6 @@ def fit(task: FitTask, features: FrameDataset, report: Callable[[float], None] =
 
     `report`: is called with each further share of the work that is done.
     """
-    if not _joins_sound(task, features):
-        return _fit(task, features, report)
-    def half(share: float) -> None:
-        report(share / 2)
-
-    return _fit(task, features, half, alone=_fit(task, features.without_sound(), half).head)
-
-
-def _joins_sound(task: FitTask, features: FrameDataset) -> bool:
-    """Return whether the head reads sound beside something else: it then has a part that is trained without sound."""
-    return HEADS[task.head].sound == "joins" and features.audio.shape[1] > 0
-
-
-def _fit(task: FitTask, features: FrameDataset, report: Callable[[float], None], alone: Head | None = None
-         ) -> FitResult:
-    """Return a head trained on the task's trials; `alone`: what predicts its windows without sound."""
     # AdamW with warm-up and cosine decay (or plain SGD). The result is the epoch with the best macro F1 on the
     # validation trials; with an average of the weights, the averaged head is the one that is validated and returned.
 
@@ -138,8 +119,12 @@ def _fit(task: FitTask, features: FrameDataset, report: Callable[[float], None],
     torch.manual_seed(task.seed)
     rng = np.random.default_rng(task.seed)
     head = _new_head(task, features)
-    if alone is not None:
-        assert isinstance(head, TemporalHead) and head.alone is not None
+    work = task.settings.epochs
+    if isinstance(head, TemporalHead) and head.alone is not None:
+        work *= 2
+        # The random numbers of the head itself do not depend on that training.
+        with torch.random.fork_rng([] if task.device == "cpu" else [task.device]):
+            alone = fit(task, features.without_sound(), lambda share: report(share / 2)).head
         head.alone.load_state_dict(alone.state_dict())
         head.alone.requires_grad_(False)
     trainer = _Trainer(task, features, head)
@@ -148,7 +133,7 @@ def _fit(task: FitTask, features: FrameDataset, report: Callable[[float], None],
     score = validation_f1(head, task, features) if scored else -1.0
     best = FitResult(head=copy.deepcopy(head).eval(), epoch=0, validation_f1=score)
     for epoch in range(1, task.settings.epochs + 1):
-        trainer.epoch(rng, lambda share: report(share / task.settings.epochs))
+        trainer.epoch(rng, lambda share: report(share / work))
         if task.val_trials:
             score = validation_f1(trainer.averaged_head(), task, features)
             if score > best.validation_f1:
@@ -183,10 +168,9 @@ class _Trainer:
         label = features.label[_rows(features, task.train)]
         self.loss = Loss(self.settings.loss, label, task.classes, self.settings.label_smoothing, task.device)
         constant = self.settings.optimizer == "sgd"
-        self.optimizer: torch.optim.Optimizer = (
-            torch.optim.SGD(head.parameters(), self.settings.lr, MOMENTUM, weight_decay=self.settings.weight_decay)
-            if constant else
-            torch.optim.AdamW(head.parameters(), self.settings.lr, weight_decay=self.settings.weight_decay))
+        optimizer = partial(torch.optim.SGD, momentum=MOMENTUM) if constant else torch.optim.AdamW
+        self.optimizer: torch.optim.Optimizer = optimizer(head.parameters(), lr=self.settings.lr,
+                                                          weight_decay=self.settings.weight_decay)
         # A generator of its own: counting the steps must not change the random windows of the first epoch.
         windows = len(_epoch_starts(self.sampler, self.settings, np.random.default_rng(0)))
         steps = self.settings.epochs * math.ceil(windows / self.settings.batch)
@@ -326,4 +310,5 @@ def estimate_s(task: FitTask, features: FrameDataset) -> float:
         validation_f1(trainer.averaged_head(), replace(task, val_trials=some), features)
         duration_s = time.monotonic() - began
         epoch_s += duration_s * len(_rows(features, task.val_trials)) / max(len(_rows(features, some)), 1)
-    return epoch_s * task.settings.epochs * (2 if _joins_sound(task, features) else 1)
+    # A head that joins sound has a part that is trained alone first.
+    return epoch_s * task.settings.epochs * (2 if getattr(trainer.head, "alone", None) else 1)

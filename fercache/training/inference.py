@@ -17,6 +17,7 @@ from fercache.errors import InputError
 from fercache.heads.base import Head
 from fercache.heads.registry import FRAME, HEADS, HeadSettings
 from fercache.oof import HeadRecord
+from fercache.results.smoothing import nearest_row
 from fercache.store.multi_store import ReadableStore
 from fercache.training import checkpoints
 from fercache.training.checkpoints import RunKey, TrainedHead
@@ -33,12 +34,9 @@ FRAMES_PER_BATCH = 4096
 
 
 def oof_features(log_probs: NDArray[np.float32], features: FrameDataset, *, with_change: bool = True) -> FrameDataset:
-    """Return features of the same frames whose rows are log-probabilities and the change since the last frame.
+    """Return features of the same frames: log-probabilities of the frame head, (R, C), and the change between frames.
 
-    Parameters
-    ----------
-    log_probs : (R, C), of the frame head.
-    with_change : False leaves the change at 0 (to measure how long a step takes).
+    `with_change`: False leaves the change at 0 (to measure how long a step takes).
     """
     change = frame_change(features) if with_change else np.zeros(len(log_probs), np.float32)
     rows = np.column_stack([log_probs, change]) * features.valid[:, None]
@@ -74,10 +72,7 @@ def _distances(x: NDArray[np.float16], rows: NDArray[np.int64]) -> NDArray[np.fl
 
 
 def input_of(head: str, features: FrameDataset) -> FrameDataset:
-    """Return what a head reads of the loaded features: those of the picture, of sound, or both.
-
-    Raises InputError if they are not among the features.
-    """
+    """Return what a head reads of the features: picture, sound, or both; raise InputError if they are not there."""
     reads = HEADS[head].sound
     if reads == "joins":
         return features
@@ -143,12 +138,10 @@ def predict_head(head: Head, settings: HeadSettings, features: FrameDataset, tri
 
 def _fill(log_probs: NDArray[np.float32], features: FrameDataset, trial: int) -> NDArray[np.float32]:
     """Return the values with those of the nearest frame with a face where there is none; uniform in a faceless clip."""
-    rows = features.rows(trial)
-    seen = np.flatnonzero(features.valid[rows])
-    if not len(seen):
+    seen = features.valid[features.rows(trial)]
+    if not seen.any():
         return np.full_like(log_probs, -math.log(log_probs.shape[1]))
-    middle = (seen[:-1] + seen[1:]) / 2
-    return log_probs[seen[np.searchsorted(middle, np.arange(len(rows)))]]
+    return log_probs[nearest_row(np.arange(len(seen), dtype=float), seen)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,10 +178,7 @@ def load_trained(folder: Path) -> HeadFolder:
 
 
 def predict_new(trained: HeadFolder, features: FrameDataset, device: str = "cpu") -> dict[str, NDArray[np.float32]]:
-    """Return head -> (R, C) log-probabilities of every row of `features`, the mean over the folds' models.
-
-    `features`: of new trials, from `HeadFolder.load_features`.
-    """
+    """Return head -> (R, C) log-probabilities of new trials' features, the mean over the folds' models."""
     record, requested = trained.record, trained.record.requested
     if features.layout != record.taps:
         loaded = ", ".join(part.tap for part in features.layout)
@@ -201,8 +191,7 @@ def predict_new(trained: HeadFolder, features: FrameDataset, device: str = "cpu"
         for head in sorted(requested.needs, key=lambda name: name != FRAME):
             members = [checkpoints.load_checkpoint(RunKey(head=head, fold=fold, member=m).path(trained.folder), device)
                        for m in range(requested.ensemble)]
-            temporal = members[0].record.settings.temporal_input and oof is not None
-            inputs = oof if temporal and oof is not None else input_of(head, features)
+            inputs = oof if members[0].record.settings.temporal_input and oof else input_of(head, features)
             log_probs = mean_log_probs(members, inputs, range(len(features.offsets) - 1), device)
             if head == FRAME and len(requested.needs) > 1:
                 oof = oof_features(log_probs, features)

@@ -9,11 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fercache.backbones.taps import AUDIO, EMBEDDING, is_audio
 from fercache.config import TrainConfig, fingerprint_of
-from fercache.data.base import Dataset, Issue, Trial, stored_trials
+from fercache.data.base import Dataset, Issue, Trial, groups_by_class, in_several, stored_trials
 from fercache.data.labels import canonical_class_name
 from fercache.data.photos import fer2013_pictures
 from fercache.errors import InputError
@@ -28,10 +26,7 @@ from fercache.workspace import Workspace
 log = logging.getLogger(__name__)
 
 FORMAT = 3  # raised whenever the code changes the result of a training run
-DATA_KEYS = ("store", "features", "dataset", "trials", "classes", "init")
-"""Keys of `settings_of` that depend on the data; the others are settings of the training."""
-
-
+DATA_KEYS = ("store", "features", "dataset", "trials", "classes", "init")  # keys of `settings_of` of the data
 INIT_FORMAT = 1  # raised whenever the code changes the result of a training that begins with starter weights
 SOUND_FORMAT = 1  # the same of a training of heads that read sound beside pictures
 STARTER_MAX_GROUPS = 164
@@ -68,13 +63,11 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
                 make_current: bool = True, weights: Path | None = None) -> TrainReport:
     """Train all heads and write their out-of-fold logits; a run that was finished before is not repeated.
 
+    `make_current`: the later stages read these logits by default. `weights`: folder of CNN weights, for heads that
+    train the backbone's last blocks; by default the cache's own.
+
     Raises InputError if there is nothing to train on: no labels, fewer than two groups with labels, or a group in two
     splits.
-
-    Parameters
-    ----------
-    weights : folder of CNN weights, for heads that train the backbone's last blocks; by default the cache's own.
-    make_current : whether these logits become the data set's current ones, which the later stages read by default.
     """
     started = time.monotonic()
     # The joined store's settings, digest and taps include the stores that were joined.
@@ -108,10 +101,8 @@ def train_heads(dataset: Dataset, base: EmbeddingStore, config: TrainConfig, cac
 
 def check_splits(trials: Sequence[Trial]) -> None:
     """Refuse a group with trials both in the training split and in another one."""
-    sides: dict[str, set[str]] = {}
-    for trial in trials:
-        sides.setdefault(trial.group, set()).add(trial.split)
-    crossed = sorted(g for g, splits in sides.items() if "train" in splits and len(splits) > 1)
+    several = in_several((trial.group, trial.split) for trial in trials)
+    crossed = [group for group, splits in several.items() if "train" in splits]
     if crossed:
         raise InputError(f"group {crossed[0]!r} is in train and in another split ({len(crossed)} such groups)",
                          where="the data set", hint="put all clips of a group (person, parent video) into one split")
@@ -127,16 +118,11 @@ def check_clock(dataset: Dataset, heads: Sequence[str]) -> None:
 
 def check_classes(dataset: Dataset, trials: Sequence[Trial]) -> None:
     """Refuse training labels of one class only, and log the classes that occur in one group only."""
-    groups: dict[int, set[str]] = {}
-    for trial in trials:
-        codes = [trial.clip_label] if trial.labels is None else np.unique(trial.labels).tolist()
-        for code in codes:
-            if code >= 0:
-                groups.setdefault(code, set()).add(trial.group)
+    groups = groups_by_class(trials)
     if len(groups) == 1:
         raise InputError(f"all training labels are of one class, {dataset.classes[next(iter(groups))]}",
                          where="the data set", hint="label clips of another class too: there is nothing to tell apart")
-    single = [dataset.classes[code] for code in sorted(groups) if len(groups[code]) == 1]
+    single = [dataset.classes[code] for code in groups if len(groups[code]) == 1]
     if single:
         log.warning("only one group has labels of %s: where it is held out, no model has seen the class",
                     ", ".join(single))

@@ -1,4 +1,1 @@
-"""What people look at: report, model card, timelines and annotated clips.
-
-Open `report/__init__.py` first.
-"""
+"""What people look at: report, model card, timelines and annotated clips. Open `report/__init__.py` first."""

@@ -26,10 +26,7 @@ UNKNOWN_WEIGHTS = "not recorded in this cache: add them before you share the car
 
 
 def write_card(preds: Path, cache: Path) -> str:
-    """Return the card of the models behind `preds`, in Markdown.
-
-    Raises InputError if there are no metrics beside the predictions.
-    """
+    """Return the card of the models behind `preds`, in Markdown; raise InputError if there are no metrics beside it."""
     run = gather_run_info(preds, cache)
     if run.metrics is None:
         raise InputError("the metrics of the predictions are missing", where=io.metrics_path(preds),
@@ -117,9 +114,8 @@ def spans_by_class(run: RunInfo) -> dict[str, dict[str, tuple[float, float]]]:
     for split, matrices in _by_group(run).items():
         sampler = metrics.Resampler(len(matrices), int(config.get("bootstrap", 0)), int(config.get("seed", 0)))
         if not sampler.why_none:
-            ends = [(1 - metrics.LEVEL) / 2, (1 + metrics.LEVEL) / 2]
-            low, high = np.quantile(metrics.f1_per_class(sampler.draw(matrices)), ends, axis=0)
-            found[split] = {name: (float(a), float(b)) for name, a, b in zip(run.classes, low, high, strict=True)}
+            drawn = metrics.f1_per_class(sampler.draw(matrices))
+            found[split] = {name: metrics.percentiles(f1) for name, f1 in zip(run.classes, drawn.T, strict=True)}
     return found
 
 

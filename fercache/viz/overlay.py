@@ -31,16 +31,12 @@ def render_overlay(source: Path, kind: str, series: ClipPredictions, boxes: NDAr
                    out: Path, *, fps: float = 30.0) -> int:
     """Write the source with its predictions to `out`; return the number of frames, that of the source.
 
+    `series`: its T rows; more rows than frames are allowed for an annotation that is longer than the clip. `boxes`:
+    (T, 4) x1, y1, x2, y2 in pixels of the upright frame; NaN where no face was found. `out`: .mp4, .mov or .mkv; times,
+    rate and sound are those of the source. `fps`: frame rate of a folder of crops, which holds no times.
+
     Raises ClipError if the source cannot be read, or its number of frames differs from the predictions; InputError if
     the ending of `out` is unknown, or boxes and rows do not fit.
-
-    Parameters
-    ----------
-    source, kind : the clip, as `media.open_source` takes it.
-    series : its T rows; more rows than frames are allowed for an annotation that is longer than the clip.
-    boxes : (T, 4) x1, y1, x2, y2 in pixels of the upright frame; NaN where no face was found.
-    out : .mp4, .mov or .mkv; times, rate and sound are those of the source.
-    fps : frame rate of a folder of crops, which holds no times.
     """
     if boxes.shape != (len(series.time_s), 4):
         raise InputError(f"boxes {boxes.shape} for {len(series.time_s)} rows", where=source)
@@ -52,12 +48,12 @@ def render_overlay(source: Path, kind: str, series: ClipPredictions, boxes: NDAr
     written, last = 0, first.image
     with (atomic_io.replacing(out) as temporary,
           open_writer(temporary, canvas.size, like=None if kind != "video" or is_picture(source.name) else source,
-                      fps=fps) as video):
+                      fps=fps) as add_picture):
         for frame in itertools.chain((first,), frames):
             if written == len(boxes):
                 raise _other_clip(source, len(boxes), "more")
             last = frame.image if frame.image is not None else last  # a damaged frame repeats the one before
-            video.add(canvas.draw(last, written, boxes[written]), frame.time_s)
+            add_picture(canvas.draw(last, written, boxes[written]), frame.time_s)
             written += 1
         if series.valid[written:].any():  # rows past the end that have no face: annotations longer than the video
             raise _other_clip(source, len(boxes), f"{written}")
@@ -93,8 +89,7 @@ def rgb(index: int) -> tuple[int, int, int]:
 class OverlayCanvas:
     """The parts of the picture that are the same in every frame."""
 
-    scale: int
-    # `height`, `width`: size of the picture, enlarged by `scale`; the panel is below it
+    # `height`, `width`: size of the picture, enlarged by a whole factor; the panel is below it
     height: int
     width: int
     line: int
@@ -109,7 +104,7 @@ class OverlayCanvas:
         # The usual video codecs store color for blocks of 2 x 2 pixels, so both sides must be even.
         height, width = (side * scale + side * scale % 2 for side in size)
         line = max(13, min(width // 42, 40)) // 2 * 2
-        return cls(scale=scale, height=height, width=width, line=line, series=series, classes=classes,
+        return cls(height=height, width=width, line=line, series=series, classes=classes,
                    strip=_strip(series, width - 2 * line, 3 * line))
 
     @property

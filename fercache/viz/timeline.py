@@ -31,8 +31,7 @@ DIGEST_KEY = "fercache"  # PNG text entry with the digest of the rows that a pic
 GAP = "#ffffff"
 FACES = 12
 FACE_PX = 96
-MOST_POINTS = 2000
-"""Points of time drawn; of a longer clip, means over equal intervals are drawn, and the axis label says so."""
+MOST_POINTS = 2000  # points of time drawn; of a longer clip, means over equal intervals
 
 
 def draw_timelines(preds: Path, dataset: Dataset, store: Mapping[str, Clip], folder: Path) -> list[Path]:
@@ -40,10 +39,9 @@ def draw_timelines(preds: Path, dataset: Dataset, store: Mapping[str, Clip], fol
 
     `dataset`: the trials of the store (`data.base.stored_trials`). Raises InputError if `preds` is missing or not a
     table of predictions.
-
-    Faces are decoded again from the source through the stored boxes. A picture that shows the same rows is not drawn
-    again.
     """
+    # Faces are decoded again from the source through the stored boxes. A picture that shows the same rows is not drawn
+    # again.
     table = PredictionsFile(preds)
     trials = {trial.name: trial for trial in dataset.trials}
     paths = []
@@ -80,13 +78,7 @@ def _faces(trial: Trial, clip: Clip) -> list[tuple[float, NDArray[np.uint8]]]:
 
 def draw_clip(name: str, classes: Sequence[str], series: ClipPredictions, trial: Trial | None,
               clip: Clip | None) -> Figure:
-    """Return the timeline of one clip.
-
-    Parameters
-    ----------
-    name : shown above the picture.
-    trial, clip : source and boxes of the faces; without a stored clip none are drawn.
-    """
+    """Return the timeline of one clip. `trial`, `clip`: source and boxes of the faces; without them none are drawn."""
     # Imported here: matplotlib takes a second to load, which a run with nothing to draw saves.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

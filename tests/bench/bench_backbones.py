@@ -67,7 +67,7 @@ def people(photos: Path, videos: Path) -> None:
     same = (names[:, None] == names)[pairs]
     print(f"{len(faces)} faces of {len(set(names))} people; {same.sum()} pairs of one, {(~same).sum()} of two")
     for weight, crops in (("dlib-resnet29", CROPS), ("casia-webface", {"box": {}})):
-        source = weights.download_weights(weight, WEIGHTS)
+        source = weights.ensure_weights(weight, WEIGHTS)
         net = Backbone.load(source, ["embedding"], batch=8)
         for crop, keys in crops.items():
             card = structs.replace(source.card, **keys)
@@ -94,7 +94,7 @@ def fer(train: Path, validation: Path, counts: Sequence[int]) -> None:
     splits = [photos_of(path, count, rng) for path, count in zip((train, validation), counts, strict=True)]
     values: dict[str, list[np.ndarray]] = {}
     for weight in ("casia-webface", "dlib-resnet29"):
-        source = weights.download_weights(weight, WEIGHTS)
+        source = weights.ensure_weights(weight, WEIGHTS)
         net = Backbone.load(source, source.card.taps, batch=16, backend="openvino")
         for pictures, _ in splits:
             crops = np.stack([crops_of(source.card, picture, whole_picture(picture))[0] for picture in pictures])
@@ -116,7 +116,7 @@ def fer(train: Path, validation: Path, counts: Sequence[int]) -> None:
 def cost() -> None:
     """Print bytes and seconds of processor time a crop of each net that can be built here."""
     for name in ("casia-webface", "dlib-resnet29"):
-        print_cost(name, weights.download_weights(name, WEIGHTS))
+        print_cost(name, weights.ensure_weights(name, WEIGHTS))
     timm = import_library("timm")
     for name, keys in registry.presets().items():
         if keys["net"].startswith("timm:"):

@@ -88,8 +88,8 @@ class Row:
         def timed(work: ExtractionJob, trials: Sequence[Trial]) -> Iterable[ClipResult]:
             started, cpu = time.perf_counter(), time.process_time()
             work.nets = self.loaded
-            with work.resources(ProgressBar("", None, "frames"), len(trials)) as (pipeline, concurrent):
-                done = list(work.run_clips(pipeline, trials, concurrent))
+            with work.resources(ProgressBar("", None, "frames"), len(trials)) as concurrent:
+                done = list(work.run_clips(trials, concurrent))
             self.seconds += time.perf_counter() - started
             self.cpu_s += time.process_time() - cpu
             return done

@@ -75,7 +75,7 @@ def describe_finals(kind: str, groups: int, draws: int, first: int, dims: int, s
                   else nested_cv.NestedResult(fold_models={}, columns={}))
         columns = candidates.gather_candidates(oof, nested)
         rejected = candidates.find_contradictions(oof, nested, columns, "macro_f1")
-        final = candidates.choose_final(oof, columns, "auto", "macro_f1", rejected).name
+        final = candidates.choose_final(oof, columns, "auto", "macro_f1", rejected).column
         score = candidates.score_out_of_fold(oof, columns, "macro_f1")
         # As new clips are predicted: by the mean of the folds' heads (untrained: without the fold means), and by the
         # stacker of all folds.

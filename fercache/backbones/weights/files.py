@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from fercache.backbones.registry import FACENET, KNOWN_WEIGHTS, Card
+from fercache.data.base import shorten_list
 from fercache.errors import WeightsError
 from fercache.runtime import atomic_io
 
@@ -142,8 +143,7 @@ def validated(state: Mapping[str, NDArray[Any]], where: object) -> State:
 def _raise_if_any(what: str, names: list[str], where: object) -> None:
     """Raise an error with the first of `names`, if there are any."""
     if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise WeightsError(f"{what} {', '.join(names[:3])}{more}", where=where,
+        raise WeightsError(f"{what} {shorten_list(names, 3)}", where=where,
                            hint="weights must be a state dict of facenet-pytorch's InceptionResnetV1; use any "
                                 "other net as onnx:PATH, timm:NAME or hf:REPO")
 

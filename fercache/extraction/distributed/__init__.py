@@ -6,9 +6,9 @@ Open this file first: `LaunchPlan` chooses among `shard.py`, `processes.py` and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from math import inf
 from pathlib import Path
 
@@ -41,15 +41,10 @@ class LaunchPlan:
     @classmethod
     def from_flags(cls, environ: Mapping[str, str], began_s: float, *, engine: str = "here", scheduler: str = "",
                    workers: str = "0", shard: str = "", time_limit: str = "") -> LaunchPlan:
-        """Return the plan for the flags of `fercache extract`.
+        """Return the plan for the flags of `fercache extract` as typed.
 
-        Raises InputError if a flag cannot be read, or contradicts another one.
-
-        Parameters
-        ----------
-        environ : environment variables, for ``--shard auto``.
-        began_s : start of the time limit, in seconds since 1970.
-        engine, scheduler, workers, shard, time_limit : the flags as typed.
+        `environ`: environment variables, for ``--shard auto``. `began_s`: start of the time limit, in seconds since
+        1970. Raises InputError if a flag cannot be read, or contradicts another one.
         """
         dask = engine == "dask"
         if scheduler and not dask:
@@ -85,14 +80,11 @@ class LaunchPlan:
 
             device, threads = devices.assign_gpu(config.device, config.threads, *self.local_rank)
             config = replace(config, device=device, threads=threads)
-        stop = partial(run_control.over, self.ends_s)
-        if audio:
-            return sound.extract_sound(dataset, config, cache, features, engine=self._engine(), failures=failures,
-                                       stop=stop)
-        report = job.extract_dataset(dataset, config, cache, features, engine=self._engine(), failures=failures,
-                                     stop=stop)
+        extract: Callable[..., ExtractReport] = sound.extract_sound if audio else job.extract_dataset
+        report = extract(dataset, config, cache, features, engine=self._engine(), failures=failures,
+                         stop=lambda: time.time() >= self.ends_s)
         # A complete run over all clips replaces what the shards reported.
-        if self.shard is None and not report.count("left"):
+        if not (audio or self.shard or report.count("left")):
             forget_lists(report.failures_at.parent)
         return report
 
@@ -110,4 +102,4 @@ class LaunchPlan:
             from fercache.extraction.distributed.processes import ProcessPool
 
             return ProcessPool(workers, self.ends_s)
-        return job.run_here
+        return job.ExtractionJob.run_all

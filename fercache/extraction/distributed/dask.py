@@ -17,13 +17,12 @@ from fercache.data.base import Trial
 from fercache.errors import BrokenOff, InputError, MissingExtra
 from fercache.extraction.distributed.processes import ForwardedLog, JobSpec, without_labels
 from fercache.extraction.distributed.shard import largest_first
-from fercache.extraction.job import ClipResult, ExtractionJob, HasBar
+from fercache.extraction.job import ClipResult, ExtractionJob
 from fercache.extraction.resources import in_flight
 from fercache.runtime import devices
 from fercache.runtime.progress import ProgressBar, progress_bar
 
 log = logging.getLogger(__name__)
-
 
 CONNECT_S = 20.0
 # How often a clip is submitted again after an error of the worker, such as a full disk.
@@ -46,14 +45,8 @@ class DaskCluster:
     def __call__(self, job: ExtractionJob, trials: Sequence[Trial]) -> Iterator[ClipResult]:
         """Yield the result of each clip. A clip whose worker died repeatedly counts as failed.
 
-        Raises
-        ------
-        MissingExtra
-            Dask is not installed.
-        InputError
-            The scheduler cannot be reached, or a worker has another fercache or other files.
-        BrokenOff
-            The scheduler has ended.
+        Raises MissingExtra if Dask is not installed; InputError if the scheduler cannot be reached, or a worker has
+        another fercache or other files; BrokenOff if the scheduler has ended.
         """
         distributed = _distributed()  # before any clip is opened
         total = job.log_size(trials)
@@ -117,12 +110,11 @@ class WorkerResult(NamedTuple):
 
 
 class Worker(NamedTuple):
-    """One job in a worker process, with the nets and threads that all its clips share."""
+    """One job in a worker process; `threads` ends the nets and threads that all its clips share."""
 
     spec: JobSpec
     local_rank: int
     job: ExtractionJob
-    pipeline: HasBar
     threads: ExitStack
 
 
@@ -138,8 +130,8 @@ def worker_for(spec: JobSpec, local_rank: int) -> Worker:
             while _workers:
                 _workers.pop().threads.close()
             job, threads = spec.open_job(local_rank), ExitStack()
-            pipeline, _ = threads.enter_context(job.resources(ProgressBar("extract", None, "frames")))
-            _workers.append(Worker(spec, local_rank, job, pipeline, threads))
+            threads.enter_context(job.resources(ProgressBar("extract", None, "frames")))
+            _workers.append(Worker(spec, local_rank, job, threads))
         return _workers[0]
 
 
@@ -158,7 +150,7 @@ def extract_logged(worker: Worker, trial: Trial) -> WorkerResult:
     logger.setLevel(logging.INFO)
     logger.addHandler(collector)
     try:
-        (result,) = worker.job.run_clips(worker.pipeline, [trial], concurrent=1)
+        (result,) = worker.job.run_clips([trial], concurrent=1)
         return WorkerResult(result, records)
     finally:
         logger.removeHandler(collector)

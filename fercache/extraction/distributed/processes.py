@@ -27,7 +27,7 @@ from fercache.data.base import Trial
 from fercache.errors import BrokenOff, InputError
 from fercache.extraction.distributed.shard import largest_first
 from fercache.extraction.job import ClipResult, ExtractionJob
-from fercache.extraction.run_control import CancelToken, never_cancelled, over
+from fercache.extraction.run_control import CancelToken, never_cancelled
 from fercache.runtime import devices
 from fercache.runtime.progress import ProgressBar, progress_bar
 from fercache.runtime.uri import Location
@@ -68,12 +68,8 @@ class JobSpec:
     def open_job(self, local_rank: int, stop: Callable[[], bool] = never_cancelled) -> ExtractionJob:
         """Return the job with this process's device and threads.
 
-        Raises InputError if this process has another fercache, or does not see the files.
-
-        Parameters
-        ----------
-        local_rank : number of this process on its machine, from 0.
-        stop : returns whether to end before the time limit.
+        `local_rank`: number of this process on its machine, from 0. `stop`: returns whether to end before the time
+        limit. Raises InputError if this process has another fercache, or does not see the files.
         """
         here = platform.node()
         if self.version != __version__:
@@ -89,7 +85,7 @@ class JobSpec:
         device, threads = devices.assign_gpu(self.config.device, self.config.threads, local_rank, self.local_ranks)
         return self.kind(replace(self.config, device=device, threads=threads),
                          EmbeddingStore.open(self.store, mode="a"), self.faces, self.cnn,
-                         cancel=CancelToken(lambda: stop() or over(self.ends_s)), **self.fields)
+                         cancel=CancelToken(lambda: stop() or time.time() >= self.ends_s), **self.fields)
 
 
 def without_labels(trials: Sequence[Trial]) -> list[Trial]:
@@ -212,8 +208,8 @@ def _run_child(pipe: Connection[Any, Any], spec: JobSpec, local_rank: int, trial
     logger.setLevel(logging.INFO)
     try:
         job = spec.open_job(local_rank, stopped.is_set)
-        with job.resources(_ForwardedProgress(send)) as (pipeline, concurrent):
-            for result in job.run_clips(pipeline, take(), concurrent):
+        with job.resources(_ForwardedProgress(send)) as concurrent:
+            for result in job.run_clips(take(), concurrent):
                 send(result)
     except Exception as error:  # noqa: BLE001 - raised again in the parent
         error.add_note(traceback.format_exc())  # a pickled exception loses its traceback

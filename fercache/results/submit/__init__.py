@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fercache.config import SubmitConfig
 from fercache.data import labels
@@ -21,7 +20,7 @@ from fercache.data.base import SIDES
 from fercache.errors import InputError
 from fercache.results import io
 from fercache.results.submit import formats
-from fercache.results.submit.formats import FilledRows, RowDifference, lines
+from fercache.results.submit.formats import FilledRows, Frames, RowDifference, lines
 
 Form = Literal["frames", "list", "dfew", "ferv39k"]
 
@@ -83,9 +82,6 @@ def _choose_classes(wanted: str, form: Form, given: tuple[str, ...], path: Path)
         raise InputError(f"a test list does not name its classes, and the predictions have {', '.join(given)}",
                          where=path, hint="name the edition: --edition abaw2 (7 classes) or abaw3 (8 classes)")
     return same[0]
-
-
-Frames = NDArray[np.int64]
 
 
 class SubmissionPaths(NamedTuple):
@@ -157,7 +153,7 @@ def _single_file(places: SubmissionPaths, given: io.PredictionsFile, names: labe
                      "--rows template writes the organizers' rows, fills the missing ones and reports them")
     flat = np.concatenate([predicted[trial] for trial in template.trials]).astype(np.int16)
     formats.write_single_file(template, flat, places.out)
-    return template.rows, len(template.trials), (*_report_difference(difference, config), *others)
+    return len(flat), len(template.trials), (*_report_difference(difference, config), *others)
 
 
 def _folder(places: SubmissionPaths, given: io.PredictionsFile, names: labels.LabelMap,

@@ -8,9 +8,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,13 +120,13 @@ def of_videos(folder: Path, trials: Iterable[str]) -> dict[str, int]:
     places = {trial: files.get(trial, files.get(parent_of(trial))) for trial in trials}
     _refuse_lost([trial for trial, path in places.items() if path is None], folder,
                  "name a trial's video like the trial, without _left or _right, with an ending such as .mp4 or .avi")
-    counted: dict[Path, int] = {}
-    for path in places.values():
-        # Two people of a video share its file, which is opened once.
-        if path is not None and path not in counted:
-            source = media.open_source(path, "video")
-            counted[path] = source.length() or sum(1 for _ in source.frames())
-    return {trial: counted[path] for trial, path in places.items() if path is not None}
+
+    @cache  # two people of a video share its file, which is opened once
+    def count_frames(path: Path) -> int:
+        source = media.open_source(path, "video")
+        return source.length() or sum(1 for _ in source.frames())
+
+    return {trial: count_frames(path) for trial, path in places.items() if path is not None}
 
 
 def _refuse_lost(lost: list[str], where: Path, hint: str) -> None:
@@ -282,17 +283,9 @@ SINGLE_FILE_OWN = "use the organizers' own file"
 ROWS_A_WRITE = 50_000
 
 
-class TemplateRow(NamedTuple):
-    """One row of a template: the bytes before the last comma, and what they name."""
-
-    location: bytes
-    trial: bytes
-    frame: int
-
-
 @dataclass(frozen=True)
 class Template:
-    """A checked template; R rows."""
+    """A checked template."""
 
     path: Path
     header: bytes  # its first line, exactly
@@ -300,11 +293,6 @@ class Template:
     # trial name -> its frames, ascending, ``(n,)`` int64; in the template's order, so that all of them in a row are the
     # template's rows
     trials: dict[str, NDArray[np.int64]]
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return sum(map(len, self.trials.values()))
 
 
 def classes_of(path: Path) -> tuple[str, ...]:
@@ -323,16 +311,17 @@ def read_template(path: Path) -> Template:
     header = next(every)
     trials: dict[bytes, array[int]] = {}
     before: bytes = b""
-    for number, row in enumerate(_rows(every, len(classes), path), 2):
-        if row.trial != before:
-            if row.trial in trials:
-                raise _disorder(row, number, path, "the trial's other rows are further up")
-            frames = trials[row.trial] = array("q")
-        elif row.frame <= frames[-1]:
-            again = row.frame in frames
-            raise _disorder(row, number, path, "it appears twice" if again else "the row before it has a later frame")
-        frames.append(row.frame)
-        before = row.trial
+    for number, (location, trial, frame) in enumerate(_rows(every, len(classes), path), 2):
+        frames, why = trials.setdefault(trial, array("q")), ""
+        if frames and trial != before:
+            why = "the trial's other rows are further up"
+        elif frames and frame <= frames[-1]:
+            why = "it appears twice" if frame in frames else "the row before it has a later frame"
+        if why:
+            raise InputError(f"line {number}, {location.decode(errors='replace')}, is out of order: {why}",
+                             where=path, hint=SINGLE_FILE_OWN)
+        frames.append(frame)
+        before = trial
     if not trials:
         raise InputError("the template has a header and no rows", where=path, hint=SINGLE_FILE_OWN)
     named = {text(trial, 1, path): np.array(frames, np.int64) for trial, frames in trials.items()}
@@ -348,7 +337,7 @@ def write_single_file(template: Template, predicted: NDArray[np.int16], out: Pat
     every = lines(template.path, exact=True)
     next(every)
     endings = [b",%d\n" % place for place in range(len(template.classes))]
-    rows = (row.location for row in _rows(every, len(template.classes), template.path))
+    rows = (location for location, *_ in _rows(every, len(template.classes), template.path))
     made = (location + endings[place] for location, place in zip(rows, predicted.tolist(), strict=True))
     with atomic_io.replacing(out) as temporary, temporary.open("wb") as file:
         file.write(template.header + b"\n")
@@ -356,7 +345,8 @@ def write_single_file(template: Template, predicted: NDArray[np.int16], out: Pat
             file.write(part)
 
 
-def _rows(every: Iterator[bytes], classes: int, path: Path) -> Iterator[TemplateRow]:
+def _rows(every: Iterator[bytes], classes: int, path: Path) -> Iterator[tuple[bytes, bytes, int]]:
+    """Yield the bytes before the last comma of each row, and the trial and the frame that they name."""
     endings = {b"", *(b"%d" % place for place in range(-1, classes))}
     for number, line in enumerate(every, 2):
         location, comma, ending = line.rpartition(b",")
@@ -366,9 +356,4 @@ def _rows(every: Iterator[bytes], classes: int, path: Path) -> Iterator[Template
         if not whole or b"," in location or not 0 < int(stem[:9]) < labels.MOST_FRAMES:
             raise InputError(f"line {number} is {line[:80].decode(errors='replace')!r}, not a row of a template",
                              where=path, hint="a row is <trial>/00001.jpg, a comma, and a class number or nothing")
-        yield TemplateRow(location, trial, int(stem))
-
-
-def _disorder(row: TemplateRow, number: int, path: Path, why: str) -> InputError:
-    return InputError(f"line {number}, {row.location.decode(errors='replace')}, is out of order: {why}", where=path,
-                      hint=SINGLE_FILE_OWN)
+        yield location, trial, int(stem)

@@ -108,9 +108,8 @@ def _clip(clip: ClipSummary, faces: _Faces) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportResult:
-    """Path and contents of a report."""
+    """The contents of a report."""
 
-    path: Path
     bytes: int
     clips: int
     frames: int
@@ -121,14 +120,8 @@ def make_report(preds: Path, out: Path, cache: Path, *, check: Path | None = Non
                 ablation: Path | None = None) -> ReportResult:
     """Write the report to `out`, one HTML file that needs no other file and no network; return its contents.
 
-    Raises InputError if a file is missing or unreadable.
-
-    Reads one clip at a time: memory holds the drawn points, never all frames.
-
-    Parameters
-    ----------
-    preds : predictions of `stack` or `predict`, with their metrics beside them.
-    check, ablation : files of those commands; without them the page explains how to get them.
+    Reads one clip at a time: memory holds the drawn points, never all frames. `check`, `ablation`: files of those
+    commands; without them the page explains how to get them. Raises InputError if a file is missing or unreadable.
     """
     run = collect.gather_run_info(preds, cache, check, ablation)
     found = collect.collect_report_data(preds, run.oof, run.imported)
@@ -136,5 +129,5 @@ def make_report(preds: Path, out: Path, cache: Path, *, check: Path | None = Non
     # Written piece by piece: the page can have 30 MB.
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(report_html(run, found, parts))
-    return ReportResult(path=out, bytes=out.stat().st_size, clips=len(found.clips), frames=found.frames,
+    return ReportResult(bytes=out.stat().st_size, clips=len(found.clips), frames=found.frames,
                         pictures=run.faces_stored)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import heapq
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -24,7 +25,7 @@ from fercache.oof import OofLogits, Provenance
 from fercache.results import io, smoothing
 from fercache.results.io import ClipPredictions, PredictionsFile
 from fercache.runtime import atomic_io
-from fercache.stacking import inputs
+from fercache.stacking import calibration, inputs
 from fercache.stacking.run_metrics import LogitsRecord, SplitMetrics, StackMetrics, read_metrics
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.workspace import FAILURES_OF_ANY_PART, Workspace
@@ -74,10 +75,7 @@ class RunInfo:
 def gather_run_info(preds: Path, cache: Path, check: Path | None = None, ablation: Path | None = None) -> RunInfo:
     """Return the records of the runs behind `preds`.
 
-    Parameters
-    ----------
-    check : file with the output of ``fercache check --json``.
-    ablation : table of ``fercache ablation``, JSON or CSV.
+    `check`: file with the output of ``fercache check --json``; `ablation`: table of ``fercache ablation``, JSON or CSV.
     """
     path = io.metrics_path(preds)
     recorded = read_metrics(path) if path.is_file() else None
@@ -201,13 +199,9 @@ def thin_series(series: ClipPredictions, heads: dict[str, NDArray[np.integer]], 
 def points(lengths: Sequence[int], bytes_each: int, budget: int, most: int, least: int) -> int:
     """Return the largest number of points per clip, in `least` to `most`, with which all clips fit `budget` bytes."""
     frames = np.array(lengths, np.int64)
-    # Binary search: the size of the page grows with the number of points.
-    low, high = least, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = np.minimum(frames, middle).sum() * bytes_each * 4 / 3 <= budget
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return low
+    # The size of the page grows with the number of points.
+    return least + bisect_right(range(least + 1, most + 1), budget,
+                                key=lambda number: np.minimum(frames, number).sum() * bytes_each * 4 / 3)
 
 
 def _rounded(fractions: NDArray[np.float64]) -> Bytes:
@@ -228,7 +222,6 @@ def _most_frequent(values: NDArray[np.integer], start: NDArray[np.int64], classe
 
 BUDGET = 14_000_000  # bytes of the page for timelines; with plotly (4.8 MB) and pictures the page stays under 30 MB
 MOST_POINTS, LEAST_POINTS = 4000, 24
-BINS = 15
 MISTAKES = 24
 MISTAKES_A_CLIP = 2
 # Frames of the shortest shown mistake: a shorter one is a border that is a few frames off.
@@ -278,8 +271,7 @@ class ReportData:
     heads: tuple[str, ...] = ()
     clips: list[ClipSummary] = field(default_factory=list)
     matrix: dict[str, metrics.Counts] = field(default_factory=dict)  # split -> (C, C) counts
-    # split -> (3, BINS) frames, sum of probabilities, hits by probability
-    bins: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    bins: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # split -> `calibration.bin_counts`
     mistakes: list[Mistake] = field(default_factory=list)
     # score of the heads' mean against the half-width of smoothing; None without a logits file
     curve: SmoothingCurve | None = None
@@ -351,11 +343,8 @@ def _count(found: ReportData, split: str, rows: ClipPredictions) -> None:
     classes = len(found.classes)
     counts = metrics.confusion(rows.label, rows.label_pred, classes)
     found.matrix[split] = found.matrix.get(split, np.zeros((classes, classes), np.int64)) + counts
-    prob = rows.probs[known].max(1)
-    bin_index = np.minimum((prob * BINS).astype(np.int64), BINS - 1)
-    hit = (rows.label == rows.label_pred)[known].astype(float)
-    more = np.stack([np.bincount(bin_index, weights, BINS) for weights in (np.ones(len(prob)), prob, hit)])
-    found.bins[split] = found.bins.get(split, np.zeros((3, BINS))) + more
+    more = calibration.bin_counts(rows.probs[known].max(1), (rows.label == rows.label_pred)[known])
+    found.bins[split] = found.bins.get(split, np.zeros_like(more)) + more
 
 
 def _mistakes(name: str, split: str, rows: ClipPredictions) -> Iterator[Mistake]:

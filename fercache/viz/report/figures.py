@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -92,10 +93,7 @@ MARKS = ("circle", "diamond", "square", "triangle-up", "x", "star")
 SCALE = "Cividis"
 ROW_PX, FRAME_PX = 24, 150
 
-
-def plain(text: str) -> str:
-    """Return text that plotly, which interprets some HTML tags, shows unchanged."""
-    return escape(text, quote=False)
+plain = partial(escape, quote=False)  # plotly interprets some HTML tags
 
 
 def figure(name: str, traces: Sequence[Any], caption: str, *, x: Mapping[str, Any], y: Mapping[str, Any],
@@ -112,20 +110,24 @@ def figure(name: str, traces: Sequence[Any], caption: str, *, x: Mapping[str, An
 
 def scores(name: str, split: Mapping[str, Scores], figure_name: str, title: str, final: str) -> FigureBlock:
     """Return each column's score as a dot with its interval, the best on top."""
-    rows = sorted(split.items(), key=lambda item: item[1].figures[figure_name])
-    value = [row.figures[figure_name] for _, row in rows]
-    spans = [(row.intervals or {}).get(figure_name, (v, v)) for (_, row), v in zip(rows, value, strict=True)]
-    error = {"type": "data", "symmetric": False, "array": [high - v for (_, high), v in zip(spans, value, strict=True)],
-             "arrayminus": [v - low for (low, _), v in zip(spans, value, strict=True)]}
-    colours = [ORANGE if column == final else BLUE for column, _ in rows]
+    rows = [(column, one.figures[figure_name], *(one.intervals or {}).get(figure_name, (None, None)))
+            for column, one in sorted(split.items(), key=lambda item: item[1].figures[figure_name])]
+    colours = [ORANGE if column == final else BLUE for column, *_ in rows]
     # The final column has its own symbol too, for readers who cannot see the color.
-    dots = go.Scatter(x=value, y=[plain(column) for column, _ in rows], mode="markers", error_x=error,
-                      marker={"size": 11, "color": colours, "symbol": [MARKS[c == ORANGE] for c in colours]},
-                      hovertemplate="%{y}: %{x:.4f}<extra></extra>")
+    dots = _dots(rows, {"size": 11, "color": colours, "symbol": [MARKS[c == ORANGE] for c in colours]}, ".4f")
     return figure(name, [dots], f"Each dot is the {title} of a column; the orange diamond is the column in preds.csv. "
                   "Lines are 95 % intervals by bootstrap over groups (none: too few groups).",
                   x={"title": f"{title} (0 to 1)"}, y={"title": "column", "type": "category"},
                   height=FRAME_PX + ROW_PX * len(rows), showlegend=False)
+
+
+def _dots(rows: Sequence[tuple[str, float, float | None, float | None]], marker: Mapping[str, Any],
+          digits: str) -> go.Scatter:
+    """Return a dot with its interval, None for none, of each (label, value, low, high); the last one is on top."""
+    error = {"type": "data", "symmetric": False, "array": [0 if high is None else high - v for _, v, _, high in rows],
+             "arrayminus": [0 if low is None else v - low for _, v, low, _ in rows]}
+    return go.Scatter(x=[v for _, v, *_ in rows], y=[plain(label) for label, *_ in rows], mode="markers", error_x=error,
+                      marker=marker, hovertemplate=f"%{{y}}: %{{x:{digits}}}<extra></extra>")
 
 
 def confusion(name: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> FigureBlock:
@@ -204,13 +206,7 @@ def bars(name: str, rows: Sequence[tuple[str, float]], unit: str, caption: str) 
 
 def differences(name: str, rows: Sequence[tuple[str, float, Any, Any]], column: str) -> FigureBlock:
     """Return the difference of each variant of an ablation from the default, with its interval."""
-    shown = list(rows)[::-1]
-    value = [v for _, v, _, _ in shown]
-    high = [(v if end is None else end) - v for _, v, _, end in shown]
-    low = [v - (v if end is None else end) for _, v, end, _ in shown]
-    dots = go.Scatter(x=value, y=[plain(label) for label, *_ in shown], mode="markers",
-                      marker={"size": 10, "color": BLUE}, hovertemplate="%{y}: %{x:+.4f}<extra></extra>",
-                      error_x={"type": "data", "symmetric": False, "array": high, "arrayminus": low})
+    dots = _dots(rows[::-1], {"size": 10, "color": BLUE}, "+.4f")
     return figure(name, [dots], f"Right of zero a change improves the column `{column}`. Lines are paired 95 % "
                   "intervals (none: too few groups); a difference whose line crosses zero may be chance.",
                   x={"title": "difference of macro F1 from the default", "zeroline": True},

@@ -12,9 +12,10 @@ from fercache.backbones import weights
 from fercache.data.base import shorten_list
 from fercache.metrics import PairedDifference, Scores
 from fercache.runtime.progress import format_bytes
+from fercache.stacking.calibration import BINS
 from fercache.stacking.run_metrics import SplitMetrics, StackMetrics
 from fercache.viz.report import figures
-from fercache.viz.report.collect import ALL, BINS, STAGES, WIDTHS_S, ReportData, RunInfo
+from fercache.viz.report.collect import ALL, STAGES, WIDTHS_S, ReportData, RunInfo
 from fercache.viz.report.figures import Block, NoteBlock, ReportSection, TableBlock, TableCell, cells, missing_note
 from fercache.workspace import Workspace
 
