@@ -43,8 +43,8 @@ def unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("groups", [6, 8, 12, 16])
 def test_no_final_candidate_is_far_above_its_heads(groups: int, full: bool) -> None:
-    """24 random labelings, each of another kind than the one before; 50 of each kind with --full."""
-    for number in range(50 * len(SETTINGS) if full else 24):
+    """50 random labelings, each of another kind than the one before; 50 of each kind with --full."""
+    for number in range(50 * (len(SETTINGS) if full else 1)):
         seed, setting = number if not full else number // len(SETTINGS), SETTINGS[number % len(SETTINGS)]
         final, scores, _, _ = final_and_scores(draw(groups, seed=seed, frames=6, **setting))
         assert scores[final] <= max(scores[head] for head in HEADS) + 0.25, (seed, setting, final, scores)
