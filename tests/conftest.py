@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -29,6 +30,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a background shell
 threadpoolctl.threadpool_limits(1, user_api="blas")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Nothing that is imported goes away again, and each full collection looks through it for half a second: two in each
+# training, before it forks. Frozen, it costs nothing: a small training takes 1.2 s of processor time instead of 3.4.
+gc.disable()  # until the tests are collected
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = Path("/dev/shm")
@@ -58,6 +63,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if slow := item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason=f"{slow.args[0]} (make test-full)"))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -6,6 +6,7 @@ to it through `Runner`. A run is a process like any other: it can be killed, lim
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -33,12 +34,17 @@ class Run:
     log: Path
     code: int | None = None
 
+    def alive(self) -> bool:
+        """Return whether it still goes on."""
+        if self.code is None:
+            self.code = self.runner.ask({"poll": self.pid})
+        return self.code is None
+
     def wait(self, timeout_s: float = 300.0) -> Run:
         """Return when it has ended; after `timeout_s` it is killed and the test fails."""
         ends = time.monotonic() + timeout_s
-        while self.code is None:
-            self.code = self.runner.ask({"poll": self.pid})
-            if self.code is None and time.monotonic() > ends:
+        while self.alive():
+            if time.monotonic() > ends:
                 os.kill(self.pid, 9)
                 raise AssertionError(f"it hangs: {self.err()}")
             time.sleep(.02)
@@ -79,20 +85,21 @@ class Runner:
         return json.loads(self.process.stdout.readline())
 
     def start(self, *words: object, cwd: Path, kill_at: str = "", small: bool = True, user: int = 0,
-              file_bytes: int = 0, memory: int = 0, tiny: Sequence[str] = (),
+              file_bytes: int = 0, memory: int = 0, tiny: Sequence[str] = (), session: bool = False,
               program: str = "fercache.cli") -> Run:
         """Begin `fercache WORDS` in `cwd`, with this process's environment.
 
         Parameters
         ----------
         tiny : nets that are those of `tiny_nets`.
+        session : in a session of its own, as a terminal's Ctrl-C for the process and its children needs.
         program : the module whose `main` is called with the words.
         """
         self.count += 1
         log = self.folder / f"run{self.count}"
         pid = self.ask({"words": [str(word) for word in words], "cwd": str(cwd), "log": str(log), "kill_at": kill_at,
                         "small": small, "user": user, "file_bytes": file_bytes, "memory": memory, "tiny": list(tiny),
-                        "program": program,
+                        "session": session, "program": program,
                         "environment": dict(os.environ)})
         return Run(self, pid, log)
 
@@ -116,6 +123,7 @@ class Runner:
 
 def main() -> None:
     """Answer orders, a line of JSON each."""
+    gc.disable()  # while much is imported that never goes away again
     import h5py  # noqa: F401
     import tiny_nets  # noqa: F401
     import torch  # noqa: F401
@@ -127,6 +135,8 @@ def main() -> None:
     import fercache.stacking.stack
     import fercache.training.train  # noqa: F401
 
+    gc.freeze()  # or each run would look through it, and copy the memory that it shares with this process
+    gc.enable()
     for line in sys.stdin:
         order = json.loads(line)
         if "ready" in order:
@@ -151,6 +161,8 @@ def be(order: dict[str, Any]) -> NoReturn:
     try:
         os.environ.clear()
         os.environ.update(order["environment"])
+        if order["session"]:
+            os.setsid()
         limit(order, atomic_io)
         tiny_nets.install(order["tiny"])
         os.chdir(order["cwd"])

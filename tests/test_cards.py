@@ -76,9 +76,10 @@ def library(name: str) -> Any:
         return pytest.skip(str(error.what))
 
 
-def check_backends(source: Weights, taps: list[str], crops: np.ndarray, found: dict[str, np.ndarray]) -> None:
-    """Compare OpenVINO and bf16 with torch in float32."""
-    for backend, precision, least in (("openvino", "float32", SAME), ("openvino", "bf16", .999),
+def check_backends(source: Weights, taps: list[str], crops: np.ndarray, found: dict[str, np.ndarray],
+                   bf16: bool = True) -> None:
+    """Compare OpenVINO, also in bf16 if wished (to compile a net takes seconds), and torch in bf16 with float32."""
+    for backend, precision, least in (("openvino", "float32", SAME), *[("openvino", "bf16", .999)] * bf16,
                                       ("torch", "bf16", .999)):
         if find_spec(backend) is not None:
             net = Backbone.load(source, taps, batch=3, backend=backend, precision=precision, native=True)
@@ -98,7 +99,8 @@ def timm_folder(path: Path, name: str) -> Any:
 @pytest.mark.parametrize(("name", "taps"), [
     ("resnet18", ["pooled", "layer2-3x3", "layer4"]),
     ("vit_tiny_patch16_224", ["pooled", "blocks.3", "blocks.11-cls", "blocks.11-tokens", "blocks.5-map"])])
-def test_timm_as_the_library_itself(name: str, taps: list[str], faces: list[np.ndarray], tmp_path: Path) -> None:
+def test_timm_as_the_library_itself(name: str, taps: list[str], faces: list[np.ndarray], tmp_path: Path,
+                                    full: bool) -> None:
     net, timm = timm_folder(tmp_path, name), library("timm")
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=net))
     pixels = torch.stack([transform(Image.fromarray(face)) for face in faces])
@@ -121,7 +123,7 @@ def test_timm_as_the_library_itself(name: str, taps: list[str], faces: list[np.n
             assert cosine(found["blocks.11-cls"], blocks[1][1][:, 0]) > SAME
             assert found["blocks.11-tokens"].shape == (3, 197, 192) and found["blocks.5-map"].shape == (3, 192, 14, 14)
             assert 2 * found["blocks.3"][0].size * 768 // 192 <= 1600, "of a ViT-B, which is four times as wide"
-    check_backends(source, taps, crops, found)
+    check_backends(source, taps, crops, found, bf16=full)
     with pytest.raises(InputError, match="unknown tap 'nowhere'"):
         Backbone.load(source, ["nowhere"])
 
@@ -140,7 +142,7 @@ def test_a_transformer_of_timm_at_another_size(faces: list[np.ndarray], tmp_path
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2"])
-def test_transformers_as_the_library_itself(kind: str, faces: list[np.ndarray], tmp_path: Path) -> None:
+def test_transformers_as_the_library_itself(kind: str, faces: list[np.ndarray], tmp_path: Path, full: bool) -> None:
     transformers = library("transformers")
     small = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 56, "patch_size": 14}
     config, net = {"clip": ("CLIPVisionConfig", "CLIPVisionModel"), "dinov2": ("Dinov2Config", "Dinov2Model"),
@@ -158,7 +160,7 @@ def test_transformers_as_the_library_itself(kind: str, faces: list[np.ndarray], 
     source = weights.resolve_weights(f"hf:{tmp_path}", tmp_path)
     taps = ["pooled", "last-map", "blocks.1", *(["blocks.2-cls"] if kind != "siglip" else [])]
     found = Backbone.load(source, taps, batch=3).embed32(crops_for(source, faces))
-    check_backends(source, taps, crops_for(source, faces), found)
+    check_backends(source, taps, crops_for(source, faces), found, bf16=full)
     # The library's own processors need torchvision; this is their rule for square pictures.
     side = given["size"].get("shortest_edge", 56)
     cut = (side - 56) // 2

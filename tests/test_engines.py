@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_nets
 from click.testing import CliRunner
-from forked import Runner
+from forked import Run, Runner
 from numpy.typing import NDArray
 from PIL import Image
 from videos import make_video
@@ -34,12 +34,12 @@ from fercache.extraction.distributed.processes import JobSpec, without_labels
 from fercache.extraction.job import ExtractReport
 from fercache.store.embedding_store import EmbeddingStore
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ExtractConfig(taps=("conv2d_4b",), threads=1, device="cpu")
 FLAGS = ("extract", "--taps", "conv2d_4b", "--device", "cpu", "--threads", 1, "--clips")
+TINY = ("cnn", "detector")
 CROPS = 6
 LONG = 64
-"""Frames of a clip that takes longer than a second to detect."""
+"""Frames of a clip that takes longer than the first time limit to detect."""
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,17 @@ def alone(prepared: Path, weights_at: Path, tmp_path_factory: pytest.TempPathFac
     return found
 
 
+@pytest.fixture(scope="module")
+def alone_tiny(prepared: Path, weights_at: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of what one process makes of the videos with tiny nets."""
+    cache = tmp_path_factory.mktemp("alone-tiny")
+    (cache / "weights").symlink_to(weights_at)
+    dataset = data.load_dataset(DatasetConfig(clips=str(prepared / "videos"), dataset="table"), cache)
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_nets.install(replace=patch.setattr)
+        return EmbeddingStore.open(job.extract_dataset(dataset, CONFIG, cache).store).digest()
+
+
 def digest_in(home: Path) -> str:
     (path,) = (home / "cache" / "features").glob("*/*.zarr")
     return EmbeddingStore.open(path).digest()
@@ -95,30 +106,31 @@ def listed(home: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in (home / "cache" / "features").glob("*/failures*.csv")}
 
 
-def test_four_parts_at_once(runner: Runner, home: Path, alone: dict[str, str]) -> None:
+def test_four_parts_at_once(runner: Runner, home: Path, alone_tiny: str) -> None:
     """One store; the part that has the broken video says so, with its list and its exit code, and no other."""
-    runs = [runner.start(*FLAGS, "videos", "--shard", f"{i}/4", cwd=home, small=False) for i in range(1, 5)]
+    runs = [runner.start(*FLAGS, "videos", "--shard", f"{i}/4", cwd=home, small=False, tiny=TINY)
+            for i in range(1, 5)]
     codes = [run.wait().code for run in runs]
     assert sorted(codes) == [0, 0, 0, 1], [run.err() for run in runs]
-    assert digest_in(home) == alone["videos"]
+    assert digest_in(home) == alone_tiny
     held = codes.index(1) + 1
     assert listed(home).keys() == {f"failures-{held}-of-4.csv"} and "broken" in "".join(listed(home).values())
     assert "part 1 of 4: 1 of 4 clips" in runs[0].err() and not any("Traceback" in run.err() for run in runs)
-    whole = runner.run(*FLAGS, "videos", cwd=home, small=False)
+    whole = runner.run(*FLAGS, "videos", cwd=home, small=False, tiny=TINY)
     assert whole.code == 1 and "3 cached, 1 failed" in whole.err()
     assert listed(home).keys() == {"failures.csv"}, "a run over all of it speaks for the parts"
 
 
 def test_a_part_does_not_wait_for_others(runner: Runner, home: Path) -> None:
-    done = runner.run(*FLAGS, "crops", "--shard", "2/3", cwd=home)
+    done = runner.run(*FLAGS, "crops", "--shard", "2/3", cwd=home, tiny=TINY)
     assert done.code == 0 and "2 clips computed" in done.err()
-    nothing = runner.run(*FLAGS, "crops", "--shard", "9/9", cwd=home)
+    nothing = runner.run(*FLAGS, "crops", "--shard", "9/9", cwd=home, tiny=TINY)
     assert nothing.code == 0 and "part 9 of 9: 0 of 6 clips" in nothing.err()
 
 
 def test_a_set_without_its_clips_is_told_by_one_part(runner: Runner, home: Path) -> None:
     (home / "table.csv").write_text("clip,path\n" + "".join(f"{i},crops/{i}\n" for i in range(3)) + "gone,crops/gone\n")
-    runs = [runner.run(*FLAGS, "table.csv", "--shard", f"{i}/2", cwd=home) for i in (1, 2)]
+    runs = [runner.run(*FLAGS, "table.csv", "--shard", f"{i}/2", cwd=home, tiny=TINY) for i in (1, 2)]
     assert [run.code for run in runs] == [1, 0]
     assert ["gone" in run.err() for run in runs] == [True, False]
     assert listed(home).keys() == {"failures-1-of-2.csv"}
@@ -131,30 +143,28 @@ def test_time_is_up_again_and_again(runner: Runner, home: Path) -> None:
     (home / "whole" / "cache" / "weights").symlink_to(home / "cache" / "weights")
     (home / "videos").unlink()
     (home / "videos").mkdir()
-    frames = [np.asarray(Image.fromarray(np.full((720, 1280, 3), shade, np.uint8))) for shade in range(60, 60 + LONG)]
+    frames = [np.asarray(Image.fromarray(np.full((360, 640, 3), shade, np.uint8))) for shade in range(60, 60 + LONG)]
     make_video(home / "videos" / "long.mp4", frames)
     flags = (*FLAGS, home / "videos", "--detect-every", 1)
-    unbroken = runner.run(*flags, cwd=home / "whole")
+    unbroken = runner.run(*flags, cwd=home / "whole", tiny=TINY)
     steps: list[str] = []
     stopped = 0
-    for limit in range(1, 60):
-        run = runner.run(*flags, "--time-limit", f"{limit}s", cwd=home)
+    for tenths in range(1, 600, 3):
+        run = runner.run(*flags, "--time-limit", f"{tenths / 10}s", cwd=home, tiny=TINY)
         assert run.code == 0, run.err()
         steps += run.steps()
         if "stopped by the time limit" not in run.err():
             break
         assert "time limit" in run.err() and f"{LONG} frames" in run.err()
         stopped += 1
-    assert stopped, "the first second is not enough for it"
+    assert stopped, "the first run has too little time"
     assert digest_in(home) == digest_in(home / "whole")
     assert steps.count("detections.kept") == unbroken.steps().count("detections.kept") == LONG // 8
 
 
-def start(home: Path, *words: object) -> subprocess.Popen[str]:
-    """Start the real command in a process group of its own."""
-    return subprocess.Popen([sys.executable, "-m", "fercache", *map(str, words)], cwd=home, start_new_session=True,
-                            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+def start(runner: Runner, home: Path, *words: object) -> Run:
+    """Start the real command, whose workers are real processes, in a process group of its own."""
+    return runner.start(*words, cwd=home, small=False, session=True)
 
 
 def group_of(pid: int) -> list[int]:
@@ -180,36 +190,36 @@ def check_nobody_is_left(pid: int) -> None:
 
 @pytest.mark.parametrize("number, at", [(signal.SIGINT, "group"), (signal.SIGTERM, "parent"),
                                         (signal.SIGKILL, "parent")])
-def test_workers_stop_and_go_on(home: Path, alone: dict[str, str], number: signal.Signals, at: str) -> None:
+def test_workers_stop_and_go_on(runner: Runner, home: Path, alone: dict[str, str], number: signal.Signals,
+                                at: str) -> None:
     """Ctrl-C reaches all, SIGTERM the parent alone, and a killed parent leaves nobody behind; then it is done."""
-    run = start(home, *FLAGS, "videos", "--workers", 2)
-    while not list((home / "cache" / "features").glob("*/*.work/*.claim")) and run.poll() is None:
+    run = start(runner, home, *FLAGS, "videos", "--workers", 2)
+    while not list((home / "cache" / "features").glob("*/*.work/*.claim")) and run.alive():
         time.sleep(.02)
     (os.killpg if at == "group" else os.kill)(run.pid, number)
-    _, err = run.communicate(timeout=120)
-    assert run.returncode == (-9 if number == signal.SIGKILL else 130), err
+    err = run.wait(120).err()
+    assert run.code == (-9 if number == signal.SIGKILL else 130), err
     assert "Traceback" not in err and (number == signal.SIGKILL or "stopped; everything committed is kept" in err), err
     check_nobody_is_left(run.pid)
     if number == signal.SIGINT:
-        again = start(home, *FLAGS[:-2], 2, "--clips", "videos", "--workers", 2)
-        _, err = again.communicate(timeout=240)
-        assert again.returncode == 1 and "1 failed" in err and "broken" in err, err
+        again = start(runner, home, *FLAGS[:-2], 2, "--clips", "videos", "--workers", 2)
+        err = again.wait(240).err()
+        assert again.code == 1 and "1 failed" in err and "broken" in err, err
         assert err.count("512 bytes per frame") == 1 and "Traceback" not in err
         assert digest_in(home) == alone["videos"] and listed(home).keys() == {"failures.csv"}
 
 
-def test_a_killed_worker_ends_the_run_with_3_and_loses_nothing(home: Path, alone: dict[str, str],
+def test_a_killed_worker_ends_the_run_with_3_and_loses_nothing(runner: Runner, home: Path, alone: dict[str, str],
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = (*FLAGS[:-2], 2, "--clips", "crops", "--workers", 2)  # a thread each, as in `alone`
+    flags = (*FLAGS[:-2], 2, "--clips", "crops")  # with two workers a thread each, as in `alone`
     with monkeypatch.context() as patch:
         patch.setenv("FERCACHE_KILL_AT", "frame_table.written:2")
-        run = start(home, *flags)
-        _, err = run.communicate(timeout=240)
-    assert run.returncode == 3 and "killed" in err and "Traceback" not in err, err
+        run = start(runner, home, *flags, "--workers", 2)
+        err = run.wait(240).err()
+    assert run.code == 3 and "killed" in err and "Traceback" not in err, err
     check_nobody_is_left(run.pid)
-    again = start(home, *flags)
-    _, err = again.communicate(timeout=240)
-    assert again.returncode == 0 and "0 failed" in err, err
+    again = runner.run(*FLAGS, "crops", cwd=home, small=False)
+    assert again.code == 0 and "0 failed" in again.err(), again.err()
     assert digest_in(home) == alone["crops"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 from forked import Runner
+from videos import first_frames
 
-from fercache import open_store
+from fercache import media, open_store
 from fercache.data import demo
 from fercache.data.demo import ANNOTATIONS
 
-CLIPS = ("single_face.mp4", "carphone_pristine.mp4")
+CLIPS = {"single_face": 36, "carphone_pristine": 72}
+"""How many frames of these clips of the demo are in each; `make test-full` takes all of them."""
 
 
 def typed(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -38,10 +39,11 @@ def well(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[
 
 @dataclass(frozen=True)
 class Walk:
-    """A folder in which the three commands were run once."""
+    """A folder in which the three commands were run once, and the labels of its clips."""
 
     home: Path
     data: tuple[str, ...]
+    labels: dict[str, list[int]]
 
     def three(self, cache: str = "cache", out: str = "preds.csv", run: Callable[..., Any] = typed) -> list[str]:
         """Run the three commands and return what each wrote to stderr."""
@@ -56,41 +58,46 @@ class Walk:
 
 
 @pytest.fixture(scope="module")
-def walk(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Walk:
+def walk(tmp_path_factory: pytest.TempPathFactory, cache: Path, full: bool) -> Walk:
     """Two clips of the demo as the user's own table, and one of them again as a test clip without labels."""
     home = tmp_path_factory.mktemp("walk")
     clips = demo.fetch_demo_clips(cache / "clips")
     (home / "labels").mkdir()
-    shutil.copy(ANNOTATIONS / "carphone_pristine.txt", home / "labels")
-    # The demo labels this recording in another clip, `face_noface`, which begins with the same frames.
-    lines = (ANNOTATIONS / "face_noface.txt").read_text().splitlines()[:1 + 72]
-    (home / "labels" / "single_face.txt").write_text("\n".join(lines) + "\n")
-    lines = [f"{Path(name).stem},{clips / name},train" for name in CLIPS]
-    (home / "clips.csv").write_text("\n".join(["clip,path,split", *lines, f"other,{clips / CLIPS[0]},test"]) + "\n")
+    rows, labels = ["clip,path,split"], {}
+    for name, few in CLIPS.items():
+        count = len(list(media.open_source(clips / f"{name}.mp4", "video").frames())) if full else few
+        first_frames(home / f"{name}.mp4", clips / f"{name}.mp4", count)
+        # The demo labels the recording of `single_face` in another clip, which begins with the same frames.
+        annotations = ANNOTATIONS / ("face_noface.txt" if name == "single_face" else f"{name}.txt")
+        lines = annotations.read_text().splitlines()[:1 + count]
+        (home / "labels" / f"{name}.txt").write_text("\n".join(lines) + "\n")
+        rows.append(f"{name},{home / name}.mp4,train")
+        labels[name] = [int(line) for line in lines[1:]]
+    (home / "clips.csv").write_text("\n".join([*rows, f"other,{home / 'single_face'}.mp4,test"]) + "\n")
     (home / "cache").mkdir()
     (home / "cache" / "weights").symlink_to(cache / "weights")
-    walk = Walk(home, ("--clips", "clips.csv", "--labels", "labels"))
+    walk = Walk(home, ("--clips", "clips.csv", "--labels", "labels"), labels)
     walk.three()
     return walk
 
 
 def test_predictions_are_one_row_a_frame(walk: Walk) -> None:
     rows = walk.rows()
-    assert [r["clip"] for r in rows] == ["carphone_pristine"] * 120 + ["other"] * 72 + ["single_face"] * 72
-    assert [int(r["frame"]) for r in rows] == [*range(1, 121), *range(1, 73), *range(1, 73)]
+    long, short = (len(walk.labels[name]) for name in ("carphone_pristine", "single_face"))
+    assert [r["clip"] for r in rows] == ["carphone_pristine"] * long + ["other"] * short + ["single_face"] * short
+    assert [int(r["frame"]) for r in rows] == [*range(1, 1 + long), *range(1, 1 + short), *range(1, 1 + short)]
     shares = np.array([[float(v) for k, v in r.items() if k.startswith("p_")] for r in rows])
-    assert shares.shape == (264, 7) and np.abs(shares.sum(1) - 1).max() < 1e-9
+    assert shares.shape == (long + 2 * short, 7) and np.abs(shares.sum(1) - 1).max() < 1e-9
     assert all(int(r["prediction"]) == share.argmax() for r, share in zip(rows, shares, strict=True))
-    labels = [int(line) for line in (walk.home / "labels" / "single_face.txt").read_text().splitlines()[1:]]
-    assert [int(r["label"] or -1) for r in rows[192:]] == labels
-    assert not any(r["label"] for r in rows[120:192]), "the test clip has no label"
+    assert [int(r["label"] or -1) for r in rows[long + short:]] == walk.labels["single_face"]
+    assert not any(r["label"] for r in rows[long:long + short]), "the test clip has no label"
 
 
 def test_the_test_clip_is_told_by_the_mean_of_the_folds_models(walk: Walk) -> None:
     """`other` is the very clip `single_face`: out of fold it was seen by one model, as a test clip by both."""
-    rows = walk.rows()
+    rows, length = walk.rows(), len(walk.labels["single_face"])
     said = [np.array([[float(v) for k, v in r.items() if k.startswith("p_")] for r in part])
-            for part in (rows[120:192], rows[192:])]
+            for part in (rows[-2 * length:-length], rows[-length:])]
     assert np.abs(said[0] - said[1]).max() > .02
 
 

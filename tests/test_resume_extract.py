@@ -212,13 +212,6 @@ def test_killed_at_every_named_step(runner: Runner, prepared: Path,
     print(f"killed at {len(names)} named steps ({', '.join(names)}): 0 differences")
 
 
-def alive(run: Run) -> bool:
-    """Return whether a run still goes on."""
-    if run.code is None:
-        run.code = run.runner.ask({"poll": run.pid})
-    return run.code is None
-
-
 def stop_at_random(runner: Runner, prepared: Path, times: int, number: signal.Signals,
                    unbroken: Unbroken) -> None:
     """Send a signal at moments spread over the whole of a run, by what it has done and not by the clock."""
@@ -227,10 +220,10 @@ def stop_at_random(runner: Runner, prepared: Path, times: int, number: signal.Si
     for i in range(times):
         folder = fresh(prepared, f"moment-{number.name}-{i}")
         run, wanted = runner.start(*EXTRACT, cwd=folder), rng.randrange(len(unbroken[1]))
-        while len(run.steps()) < wanted and alive(run):
+        while len(run.steps()) < wanted and run.alive():
             time.sleep(.002)
         time.sleep(rng.uniform(0, .2))
-        if alive(run):
+        if run.alive():
             run.kill(number)
         run.wait()
         codes[run.code] += 1

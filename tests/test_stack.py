@@ -143,7 +143,7 @@ def test_names_that_need_quotes(tmp_path: Path) -> None:
 
 def test_the_same_bytes_twice_and_with_two_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "ROWS_FOR_THREADS", 0)
-    book, texts = simulate(groups=12, validation=3, frames=120), []
+    book, texts = simulate(groups=8, validation=2, frames=60), []
     for i, threads in enumerate((1, 1, 2)):
         found = stack.run_stack(book, replace(CONFIG, threads=threads), tmp_path / str(i))
         assert not found.cached

@@ -32,7 +32,7 @@ from fercache.training.data import load_features
 from fercache.training.inference import load_trained, mean_log_probs, predict_new
 from fercache.workspace import Workspace
 
-CONFIG = TrainConfig(taps=tuple(small_sets.TAPS), folds=3, ensemble=2, epochs=12, lr=1e-2, width=16, window_s=1.0,
+CONFIG = TrainConfig(taps=tuple(small_sets.TAPS), folds=3, ensemble=2, epochs=8, lr=1e-2, width=16, window_s=1.0,
                      threads=2)
 
 
@@ -358,8 +358,9 @@ def records_of(cache: Path) -> list[HeadRecord]:
 
 def test_a_head_begins_with_the_starter_and_is_better_on_few_groups(starter: Path, tmp_path: Path) -> None:
     few = with_weights(small_sets.dataset(tmp_path / "set", groups=6, frames=60))
-    begun = run(few, tmp_path / "a", init="starter", init_from=str(starter), epochs=0, lr=0.0)
-    scratch = run(few, tmp_path / "b", init="scratch", epochs=1)
+    begin = {"heads": ("frame", "gru"), "init": "starter", "init_from": str(starter), "epochs": 0, "lr": 0.0}
+    begun = run(few, tmp_path / "a", **begin)
+    scratch = run(few, tmp_path / "b", heads=("frame", "gru"), init="scratch", epochs=1)
     assert macro_f1(begun) > macro_f1(scratch) + 0.1
     for record in records_of(tmp_path / "a"):
         init = record.init
@@ -368,7 +369,7 @@ def test_a_head_begins_with_the_starter_and_is_better_on_few_groups(starter: Pat
             assert init.classes == small_sets.CLASSES and str(starter) in init.data
             assert record.settings.width == 24, "the starter's, not the recipe's"
     assert all(record.init is msgspec.UNSET for record in records_of(tmp_path / "b"))
-    again = run(few, tmp_path / "c", init="starter", init_from=str(starter), epochs=0, lr=0.0, threads=1)
+    again = run(few, tmp_path / "c", **begin, threads=1)
     for head in begun.heads:
         assert np.array_equal(begun.logits[head], again.logits[head])
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from forked import Runner
 from safetensors.numpy import load_file
 from streams import CLASSES, write_clip, write_set
 
@@ -20,6 +19,7 @@ from fercache.cli import main
 from fercache.oof import OofLogits
 
 MAP, POOLED = "mixed_7a-map", "repeat_1"
+FRAMES = 12
 SMALL = ("--folds", "2", "--ensemble", "2", "--width", "16")
 
 
@@ -47,14 +47,14 @@ def heads_of(home: Path) -> set[Path]:
 def home(linked: Path) -> Path:
     """A folder with a set of nine clips and the maps before the backbone's last two blocks."""
     (linked / "recipes").mkdir()
-    write_set(linked / "set", train=8, test=1, frames=24)
+    write_set(linked / "set", train=8, test=1, frames=FRAMES)
     assert call(linked, "extract", "--taps", f"{MAP},{POOLED}").exit_code == 0
     return linked
 
 
 def test_the_backbones_tail_is_trained_from_its_own_weights(home: Path, cache: Path, tmp_path: Path) -> None:
     """From extraction to the prediction of a clip that was never seen, its store with the same maps made on the way."""
-    typed = ("train-heads", *SMALL, "--heads", "frame,gru", "--taps", f"{MAP},{POOLED}", "--epochs", "6")
+    typed = ("train-heads", *SMALL, "--heads", "frame,gru", "--taps", f"{MAP},{POOLED}", "--epochs", "3")
     assert call(home, *typed).exit_code == 0
     plain = book_of(home)
     done = call(home, *typed, "--finetune-tap", MAP)
@@ -81,12 +81,12 @@ def test_the_backbones_tail_is_trained_from_its_own_weights(home: Path, cache: P
     assert all(np.isfinite(said).all() and said.any(1).all() for said in book.logits.values())
 
     assert call(home, "stack", "--out", tmp_path / "preds.csv").exit_code == 0
-    write_clip(tmp_path / "new", np.repeat([0, 1, 2], 8), np.random.default_rng(9))
+    write_clip(tmp_path / "new", np.repeat([0, 1, 2], FRAMES // 3), np.random.default_rng(9))
     told = CliRunner().invoke(main, ["--cache", str(home / "cache"), "--stages", str(home / "recipes"), "predict",
                                      str(tmp_path / "new"), "--heads", str(folder), "--no-timelines", "--out",
                                      str(tmp_path / "told")], catch_exceptions=False)
     assert told.exit_code == 0, told.output
-    assert len((tmp_path / "told" / "preds.csv").read_text().splitlines()) == 1 + 24
+    assert len((tmp_path / "told" / "preds.csv").read_text().splitlines()) == 1 + FRAMES
 
 
 def test_an_audit_retrains_the_backbones_blocks_from_the_caches_weights(home: Path, tmp_path: Path) -> None:
@@ -118,23 +118,20 @@ LONG = (*SMALL, "--heads", "frame,gru", "--taps", POOLED, "--epochs", "30", "--p
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_ends_the_command_soon_and_keeps_what_is_finished(home: Path, tmp_path: Path,
+def test_a_stop_ends_the_command_soon_and_keeps_what_is_finished(runner: Runner, home: Path,
                                                                  number: signal.Signals) -> None:
     """Ctrl-C goes to all processes of a terminal, SIGTERM to the command alone; then the same command goes on."""
     seed = ("--seed", int(number))
-    command = [sys.executable, "-m", "fercache", *words(home, "train-heads", *LONG, *seed)]
     before = heads_of(home)
-    with (tmp_path / "err").open("w") as file:
-        child = subprocess.Popen(command, start_new_session=True, stderr=file, stdout=file)
-    ends = time.monotonic() + 240
+    run = runner.start(*words(home, "train-heads", *LONG, *seed), cwd=home, small=False, session=True)
     while not (new := heads_of(home) - before):
-        assert child.poll() is None and time.monotonic() < ends, (tmp_path / "err").read_text()
+        assert run.alive(), run.err()
         time.sleep(.02)
     sent = time.monotonic()
-    (os.killpg if number == signal.SIGINT else os.kill)(child.pid, number)
-    assert child.wait(60) == 130, (tmp_path / "err").read_text()
+    (os.killpg if number == signal.SIGINT else os.kill)(run.pid, number)
+    assert run.wait(60).code == 130, run.err()
     took_s = time.monotonic() - sent
-    assert "run the same command again" in (tmp_path / "err").read_text()
+    assert "run the same command again" in run.err()
     assert took_s < 10, "it waited for what was under way"
     kept = heads_of(home) - before
     assert new <= kept and len(kept) < 8, "some were finished, not all"
@@ -152,13 +149,13 @@ def test_info_tells_the_cost_before_anything_is_extracted(home: Path, tmp_path: 
     typed = words(home, "info", "--json")
     ahead = CliRunner().invoke(main, [*places, *typed[typed.index("info"):]], catch_exceptions=False)
     said = json.loads(ahead.stdout)
-    assert said["store"] is None and said["cost"]["frames"] == 9 * 24
+    assert said["store"] is None and said["cost"]["frames"] == 9 * FRAMES
     assert said["cost"]["bytes_a_frame"] == 2 * (256 + 9 * 256) + 9 * 8
-    assert said["cost"]["bytes"] == 9 * 24 * said["cost"]["bytes_a_frame"]
+    assert said["cost"]["bytes"] == 9 * FRAMES * said["cost"]["bytes_a_frame"]
     told = CliRunner().invoke(main, [*places, *typed[typed.index("info"):-1]], catch_exceptions=False).stdout
     assert "nothing was extracted yet" in told and "5,192 bytes a frame" in told and "fercache check" in told
     held = json.loads(call(home, "info", "--json").stdout)
-    assert held["bytes_a_frame"] == 2 * (1792 * 9 + 256) and held["frames"] == 9 * 24
+    assert held["bytes_a_frame"] == 2 * (1792 * 9 + 256) and held["frames"] == 9 * FRAMES
 
 
 def test_the_papers_protocol_as_its_recipes_have_it(home: Path, tmp_path: Path) -> None:

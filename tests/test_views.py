@@ -38,7 +38,7 @@ from fercache.faces.crops import (
 from fercache.store.embedding_store import EmbeddingStore
 from fercache.store.writer import ClipWriter
 
-FRAMES = 20
+FRAMES = 12
 TAPS = ("embedding", "conv2d_4b", "repeat_1-3x3")
 
 
@@ -137,7 +137,7 @@ def test_what_is_stored() -> None:
 
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory: pytest.TempPathFactory, face_frames: list[np.ndarray]) -> Path:
-    """A folder with one clip of 20 crops, frame 5 missing."""
+    """A folder with one clip of crops, frame 5 missing."""
     folder = tmp_path_factory.mktemp("crops")
     (folder / "clip").mkdir()
     for i in range(1, FRAMES + 1):
