@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class FercacheError(Exception):
     """`what` is wrong (one sentence without a full stop), `where` (file, clip or key), and a `hint` what to do next."""
@@ -58,3 +60,10 @@ class MissingExtra(FercacheError, ImportError):
 def first_line(error: Exception) -> str:
     """Return the first line of another library's message, which may be followed by its own stack."""
     return str(error).strip().partition("\n")[0]
+
+
+def shorten_list(names: Iterable[object], most: int = 5) -> str:
+    """Return up to `most` names as text, and how many more there are."""
+    texts = [str(name) for name in names]
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more

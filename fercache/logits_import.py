@@ -17,10 +17,10 @@ from scipy.special import log_softmax
 
 from fercache.config import LogitsConfig, fingerprint_of
 from fercache.data import tables
-from fercache.data.base import UNKNOWN, printable, shorten_list
+from fercache.data.base import UNKNOWN, printable
 from fercache.data.labels import MOST_FRAMES, whole_number
 from fercache.data.table import SPLITS
-from fercache.errors import InputError
+from fercache.errors import InputError, shorten_list
 from fercache.oof import MIN_GROUPS_TO_CHOOSE, OofLogits, Provenance, assign_folds, class_counts
 from fercache.workspace import Workspace
 

@@ -120,7 +120,7 @@ class Context:
            stages: str | os.PathLike[str] | None = None) -> Context:
         """Return the context of a Python call; `local_cache` matters only if `cache` is a URL."""
         return cls().moved(as_location(cache if isinstance(cache, Url) else os.fspath(cache)),
-                           None if local_cache is None else Path(local_cache), Path(stages) if stages else None)
+                           None if local_cache is None else Path(local_cache), None if stages is None else Path(stages))
 
     @property
     def places(self) -> dict[str, Any]:

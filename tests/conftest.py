@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Nothing that is imported goes away again, and each full collection looks through it for half a second: two in each
 # training, before it forks. Frozen, it costs nothing: a small training takes 1.2 s of processor time instead of 3.4.
 gc.disable()  # until the tests are collected
+
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # see backbones/onnx.py
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = Path("/dev/shm")

@@ -186,6 +186,17 @@ def test_clips_and_annotations_may_lie_apart(tmp_path: Path) -> None:
     assert [t.labelled for t in load_dataset(config, tmp_path).trials] == [True]
 
 
+def test_the_clips_may_be_one_of_two_versions_in_the_root(tmp_path: Path) -> None:
+    annotate(tmp_path / "EXPR_Set", "Train_Set", "a")
+    for version in ("cropped", "cropped_aligned"):
+        crop(tmp_path, "a", folder=version)
+    (tmp_path / "cropped_aligned/loose.jpg").touch()
+    config = DatasetConfig(dataset="affwild2", root=str(tmp_path), clips=str(tmp_path / "cropped_aligned"))
+    found = load_dataset(config, tmp_path)
+    assert [t.path.parent.name for t in found.trials] == ["cropped_aligned"]
+    assert [p.message.split()[0] for p in found.problems if p.kind == "passed-over"] == ["1"]
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses such names")
 def test_odd_names_are_kept_and_impossible_ones_told(tmp_path: Path) -> None:
     odd = ["sp ace", "back\\slash", "Zoë–雪", "CON", "quote\"'", "new\nline"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -132,6 +134,13 @@ def openvino(casia: files.Weights) -> Backbone:
     """Every tap in OpenVINO, which takes seconds to compile."""
     pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
     return Backbone.load(casia, TAPS, batch=4, backend="openvino")
+
+
+def test_openvino_reports_nothing_to_its_maker() -> None:
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    code = ("import sys; from fercache.backbones.onnx import openvino_runtime; openvino_runtime().convert_model; "
+            "sys.exit(any(name.startswith('openvino_telemetry') and module for name, module in sys.modules.items()))")
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_openvino_agrees_with_the_library(openvino: Backbone, crops: np.ndarray, eager: dict) -> None:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from fercache.config import DatasetConfig
 from fercache.data import load_dataset
-from fercache.data.base import SEVEN, Trial, cache_name, shorten_list
+from fercache.data.base import SEVEN, Trial, cache_name
 from fercache.data.labels import read, read_all
 from fercache.data.scan import PEEK, scan
-from fercache.errors import InputError
+from fercache.errors import InputError, shorten_list
 
 HEADER = ",".join(SEVEN)
 

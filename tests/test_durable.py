@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from fercache.errors import InputError
 from fercache.runtime import atomic_io
@@ -29,9 +31,11 @@ def test_modes_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         atomic_io.write_bytes(tmp_path / "x", b"")
+        with atomic_io.replacing(tmp_path / "y.safetensors") as temporary:
+            safetensors.numpy.save_file({"a": np.zeros(1)}, temporary)
     finally:
         os.umask(before)
-    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "x", tmp_path / "y.safetensors")} == {0o640}
 
 
 def test_json_round_trip_and_bounds(tmp_path: Path) -> None:

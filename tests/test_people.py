@@ -54,6 +54,14 @@ def assert_is(person: Person, there: dict[int, np.ndarray], but: int = 0) -> Non
     assert len(rows) >= len(there) - but
 
 
+def test_an_identity_vector_that_is_no_number_joins_nobody() -> None:
+    seen = frames({t: face(100) if t < 10 else face(400) for t in range(30) if t < 10 or t >= 20}, total=30)
+    pieces = link_tracklets(seen, (15,))
+    broken = vector(0)
+    broken[0] = np.nan
+    assert len(build_persons(pieces, {0: broken, 1: vector(1)})) == 2
+
+
 def test_one_face_is_followed_and_nothing_else_filled() -> None:
     seen = frames({t: face(100 + t) for t in range(40) if t % 7}, total=40)
     there = np.array([bool(t % 7) for t in range(40)])

@@ -292,7 +292,9 @@ def test_info_fits_80_columns(preds: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("COLUMNS", "80")
     store = next((preds.parent / "cache/features").rglob("*.zarr"))
     done = typed("info", "--store", store)
-    assert done.exit_code == 0 and max(map(len, done.stdout.splitlines())) <= 80 and "\x1b[" not in done.stdout
+    path, *others = done.stdout.splitlines()
+    assert path.endswith(str(store)), "on one line, to be copied"
+    assert done.exit_code == 0 and max(map(len, others)) <= 80 and "\x1b[" not in done.stdout
     said = json.loads(typed("info", "--store", store, "--json").stdout)
     assert f"{said['frames']:,}" in done.stdout and f"{said['bytes']:,}" in done.stdout
 

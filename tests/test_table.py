@@ -159,6 +159,15 @@ def test_text_files_name_the_classes(tmp_path: Path) -> None:
     assert [(p.where, p.is_error) for p in dataset.problems] == [("b", True), ("extra", True), ("c", False)]
 
 
+def test_a_name_in_the_header_may_hold_a_line_break_and_the_header_be_long(tmp_path: Path) -> None:
+    wide = [f"{'x' * 40}{i}" for i in range(110_000)]
+    for number, (names, row) in enumerate(((["cl\r\nip", "b"], "a,1"), (wide, ",".join("1" * len(wide))))):
+        path = tmp_path / f"{number}.csv"
+        path.write_bytes((",".join(f'"{name}"' for name in names) + f"\r\n{row}\r\n").encode())
+        assert tables.read_header(path) == names
+        assert [batch.column(names[0]).to_pylist() for _, batch in tables.read_batches(path, names[:1])] == [[row[0]]]
+
+
 def test_text_files_without_header_need_class_names(tmp_path: Path) -> None:
     text(tmp_path, "labels/a.txt", "0\n1\n")
     with pytest.raises(InputError, match=r"no header.*|can be used") as caught:

@@ -371,7 +371,10 @@ def _quantized(model: Any, faces: NDArray[Any], weights: Weights, taps: set[str]
 
 
 def openvino_runtime() -> ModuleType:
-    """Return openvino. Raises MissingExtra if it is not installed."""
+    """Return openvino, without its telemetry. Raises MissingExtra if it is not installed."""
+    # Unless told otherwise openvino reports each import and conversion to its maker, from a thread that forks: such a
+    # child has been seen to hang, and the process then never ends. It works without that package.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
     except ImportError as error:

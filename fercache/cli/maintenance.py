@@ -351,8 +351,9 @@ def _summary_text(summary: dict[str, Any]) -> str:
             text += f" ({format_bytes(value)})"
         elif key == "taps":
             text = ", ".join(f"{tap} {' x '.join(map(str, shape))}" for tap, shape in value.items())
-        lines += textwrap.wrap(printable(text), 80, initial_indent=f"{key.replace('_', ' '):15}",
-                               subsequent_indent=" " * 15, break_on_hyphens=False)
+        # Only the taps are wrapped: a path in two lines cannot be copied.
+        parts = textwrap.wrap(text, 65, break_on_hyphens=False) if key == "taps" else [printable(text)]
+        lines.append(f"{key.replace('_', ' '):15}" + ("\n" + " " * 15).join(parts))
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from fercache.data.base import EIGHT, SEVEN, SIDES, UNKNOWN, Dataset, Issue, Kin
 from fercache.data.clip_level import SHOWN
 from fercache.data.labels import MOST_FRAMES, read_all, read_text, whole_number
 from fercache.data.scan import Scan, describe, scan_places
-from fercache.errors import InputError
+from fercache.errors import InputError, shorten_list
 from fercache.media.pictures import ENDINGS
 
 TRACKS = ("EXPR_Set", "EXPR_Classification_Challenge", "EXPR_Recognition_Challenge")
@@ -61,7 +61,7 @@ def assemble(found: Scan, labels: Mapping[str, Labels], splits: Mapping[str, Spl
             absent.append(name)
             continue
         if len(paths) != 1:
-            what = (f"several clips have its name: {base.shorten_list(paths)}" if paths else
+            what = (f"several clips have its name: {shorten_list(paths)}" if paths else
                     f"no {'folder of crops' if kind == 'crops' else 'video'} has its name; it is annotated")
             problems.append(Issue(where=name, message=what, kind="no-clip", hint="keep one of them" if paths else
                                   "it is left out; get its clip, or remove its annotation"))
@@ -109,7 +109,7 @@ def _edition(found: Scan, edition: str) -> Path:
     chosen = [track for track in tracks if edition.casefold() in str(track).casefold()]
     if len(chosen) != 1:
         what = f"none of the annotation folders has {edition!r} in its path" if not chosen else "several editions"
-        raise InputError(f"{what}: {base.shorten_list(tracks)}", where=found.root,
+        raise InputError(f"{what}: {shorten_list(tracks)}", where=found.root,
                          hint="choose one with --edition and a part of its path")
     return chosen[0]
 
@@ -218,7 +218,7 @@ def _mtl_tables(found: Scan, edition: str) -> dict[Split, Path]:
             f"{describe(found)}"))
     for paths in tables.values():
         if len(paths) > 1:
-            raise InputError(f"several tables: {base.shorten_list(paths)}", where=found.root,
+            raise InputError(f"several tables: {shorten_list(paths)}", where=found.root,
                              hint="choose with --edition and a part of the path")
     return {split: paths[0] for split, paths in sorted(tables.items())}
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fercache.errors import InputError
+from fercache.errors import InputError, shorten_list
 
 Kind = Literal["video", "crops", "photos"]
 Split = Literal["train", "validation", "test"]
@@ -157,13 +157,6 @@ def cache_name(layout: str, path: Path, chosen: str = "") -> str:
     full = path.resolve()
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", full.stem if full.is_file() else full.name)[:40]
     return f"{layout}-{plain}-{hashlib.sha256(str(full).encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
-
-
-def shorten_list(names: Iterable[object], most: int = 5) -> str:
-    """Return up to `most` names as text, and how many more there are."""
-    texts = [str(name) for name in names]
-    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
-    return ", ".join(texts[:most]) + more
 
 
 def note_about(names: Iterable[str], what: str, hint: str) -> list[Issue]:

@@ -18,7 +18,7 @@ from fercache.data import base
 from fercache.data.base import UNKNOWN, Dataset, Issue, Kind, Split, Trial
 from fercache.data.labels import SETS, canonical_class_name, index_by_name, read_text, whole_number
 from fercache.data.scan import Scan, describe, scan_places
-from fercache.errors import InputError
+from fercache.errors import InputError, shorten_list
 
 DEPTH = 6  # folders down to which a set's clips are searched (archives unpack into a folder of their own)
 SHOWN = 60
@@ -104,7 +104,7 @@ class ClipLevelSet(ABC):
         for name, entry in sorted(wanted.items()):
             paths = version.clips.get(name, [])
             if len(paths) != 1:
-                what = (f"several clips have its name: {base.shorten_list(paths)}" if paths else
+                what = (f"several clips have its name: {shorten_list(paths)}" if paths else
                         "listed, but it has no clip")
                 lost.append(Issue(where=name, message=what, kind="no-clip",
                                   hint="it is left out; get its clip, or keep one of them"))
@@ -124,7 +124,7 @@ class ClipLevelSet(ABC):
             problems.append(Issue(where=version.name or ".", severity="note",
                                   hint="choose with --source crops or --source video, or --clips DIR",
                                   message=f"read as {version.kind} ({version.covers(wanted)} of {len(wanted)} clips); "
-                                          f"also there, unused: {base.shorten_list(others)}"))
+                                          f"also there, unused: {shorten_list(others)}"))
         return Dataset(name=base.cache_name(self.name, found.root, config.name), layout=self.name,
                        classes=self.classes, metric=self.metric, trials=tuple(trials), folds=listing.folds,
                        fold=listing.fold, notice=listing.notice, problems=(*problems, *listing.problems, *lost),
@@ -290,7 +290,7 @@ class ListedSet(ClipLevelSet):
             number = int(match.groupdict().get("fold") or 0)
             other = lists.setdefault((number, split), path)
             if other != path and not number:
-                raise InputError(f"several lists: {base.shorten_list((other, path))}", where=found.root,
+                raise InputError(f"several lists: {shorten_list((other, path))}", where=found.root,
                                  hint="choose with --edition and a part of the path")
         return lists
 

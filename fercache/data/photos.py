@@ -20,10 +20,10 @@ from PIL import Image
 
 from fercache.config import DatasetConfig
 from fercache.data import tables
-from fercache.data.base import SEVEN, UNKNOWN, Dataset, Issue, Split, Trial, cache_name, shorten_list
+from fercache.data.base import SEVEN, UNKNOWN, Dataset, Issue, Split, Trial, cache_name
 from fercache.data.labels import SETS, canonical_class_name, index_by_name, map_class_names
 from fercache.data.table import SPLITS
-from fercache.errors import InputError
+from fercache.errors import InputError, shorten_list
 from fercache.media.pictures import is_picture
 from fercache.runtime import atomic_io
 from fercache.workspace import LOCK_SUFFIX, Workspace, short
@@ -33,8 +33,10 @@ log = logging.getLogger(__name__)
 PHOTOS_PER_CLIP = 256
 """Photos of one clip in the store, the last of a split excepted: few enough to fit into one chunk of rows."""
 
-PHOTO_SPLITS: dict[str, Split] = {**SPLITS, "publictest": "validation", "privatetest": "test"}
-"""Splits by their usual words and FER2013's: in column ``Usage``, as a folder's name, or where a file's name begins.
+FER2013_SPLITS: dict[str, Split] = {
+    "training": "train", "train": "train", "publictest": "validation", "validation": "validation",
+    "privatetest": "test", "test": "test"}
+"""Split of each part of FER2013, by the column ``Usage`` or by the name of a folder or the beginning of a file's name.
 
 Kaggle's folder form calls both test parts together "test"; there the file names tell them apart.
 """
@@ -150,13 +152,14 @@ def _pictures(root: Path) -> Iterator[Path]:
 
 def _folder_photos(root: Path, pictures: Iterable[Path], classes: Sequence[str]) -> Iterator[Photo]:
     """Yield the photos of folders by class; a file's name or a folder above the class names the split."""
-    places = index_by_name(classes)
+    places, words = index_by_name(classes), FER2013_SPLITS | SPLITS
     for path in pictures:
         label = places.get(canonical_class_name(path.parent.name), UNKNOWN)
         above = [part.lower() for part in path.relative_to(root).parts[:-2]]
-        # The name counts first: Kaggle's folder form puts PublicTest and PrivateTest into one folder "test".
-        hints = [path.name.partition("_")[0].lower(), *reversed(above)]
-        split: Split = next((PHOTO_SPLITS[word] for word in hints if word in PHOTO_SPLITS), "train")
+        above_split: Split = next((words[word] for word in reversed(above) if word in words), "train")
+        # The name counts first: Kaggle's folder form puts PublicTest and PrivateTest into one folder "test". Only
+        # FER2013's own words: "val_kilmer.jpg" is a person.
+        split = FER2013_SPLITS.get(path.name.partition("_")[0].lower(), above_split)
         yield Photo(name=str(path.relative_to(root)), label=label, split=split, file=path)
 
 
@@ -172,7 +175,7 @@ def _table_photos(table: Path, votes: Sequence[int] | None) -> Iterator[Photo]:
         try:
             data = np.array(row[pixels].split(), np.int64)
             label = codes[int(row[emotion])]
-            split = PHOTO_SPLITS[row[usage].strip().lower()]
+            split = FER2013_SPLITS[row[usage].strip().lower()]
         except (LookupError, ValueError) as error:
             raise InputError(f"not a row of FER2013 ({error})", where=where, hint="download the table again") from error
         if data.shape != (SIDE_PX**2,) or data.min() < 0 or data.max() > 255:

@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 
 from fercache.config import DatasetConfig
-from fercache.data.base import Issue, Kind, printable, shorten_list
-from fercache.errors import InputError
+from fercache.data.base import Issue, Kind, printable
+from fercache.errors import InputError, shorten_list
 from fercache.media.pictures import NAME, is_numbered, is_picture
 from fercache.media.source import VIDEO_ENDINGS
 
@@ -62,11 +62,12 @@ class Scan:
     problems: list[Issue] = field(default_factory=list)
     loose: PassedOver = field(default_factory=PassedOver)  # pictures that are no frames of a clip
     other: PassedOver = field(default_factory=PassedOver)  # neither videos, pictures nor lists
+    visited: set[Path] = field(default_factory=set)  # a folder may be below several of the places
 
     def below(self, path: Path) -> Path:
-        """Return a path relative to the folder that was scanned; to the deepest one where several hold it."""
+        """Return a path relative to the folder that was scanned; to the outermost one where several hold it."""
         holding = [place for place in (self.root, *self.more) if not self.more or path.is_relative_to(place)]
-        return path.relative_to(max(holding, key=lambda place: len(place.parts)))
+        return path.relative_to(min(holding, key=lambda place: len(place.parts)))
 
     def clips(self) -> Iterator[tuple[Path, Kind]]:
         """Yield every clip and its kind."""
@@ -120,7 +121,7 @@ def _passed_over(found: Scan) -> Iterator[Issue]:
         if files.count:
             yield Issue(kind="passed-over", where=str(found.root), severity="note", hint=hint,
                         message=f"{files.count} {what} and are passed over ({files})")
-    for place in {found.root, *found.more}.intersection(found.crops):
+    for place in sorted({found.root, *found.more}.intersection(found.crops)):
         yield Issue(kind="one-clip", where=str(place), severity="note", hint=FLAT,
                     message="its numbered pictures are read as the frames of one clip")
 
@@ -142,9 +143,11 @@ def _visit(folder: Path, left: int, found: Scan) -> None:
         found.crops.append(folder)
         return
     found.videos += [folder / name for name in videos]
-    found.loose.add(found.below(folder), pictures)
-    found.other.add(found.below(folder), [name for name, suffix in suffixes.items() if suffix not in VIDEO_ENDINGS
-                                          and suffix not in LISTS and not is_picture(name)])
+    if folder not in found.visited:
+        found.visited.add(folder)
+        found.loose.add(found.below(folder), pictures)
+        found.other.add(found.below(folder), [name for name, suffix in suffixes.items() if suffix not in VIDEO_ENDINGS
+                                              and suffix not in LISTS and not is_picture(name)])
     for name in below:
         found.folders.append(folder / name)
         if left > 0:

@@ -17,7 +17,7 @@ from fercache.data import base, tables
 from fercache.data.base import UNKNOWN, Dataset, Issue, Kind, Labels, Split, Trial
 from fercache.data.labels import MOST_FRAMES, FrameLabels, read_all, whole_number
 from fercache.data.scan import FLAT, describe, kind_at, scan
-from fercache.errors import ClipError, InputError
+from fercache.errors import ClipError, InputError, shorten_list
 
 # Labels by frame in one table: ``clip,frame,label`` or ``clip,time_s,label``.
 
@@ -227,7 +227,7 @@ def _read_label_folder(config: DatasetConfig, trials: Mapping[str, Trial]) -> Fr
     classes, labels, problems = read_all({name: files[key] for name, key in keys.items() if key in files},
                                          [config.classes] if config.classes else ())
     if not classes:
-        first = problems[0].message if problems else f"none is named after a clip (clips: {base.shorten_list(trials)})"
+        first = problems[0].message if problems else f"none is named after a clip (clips: {shorten_list(trials)})"
         raise InputError(f"no label file of {len(files)} can be used; {first}", where=folder,
                          hint="docs/guide/own-data.md has the formats; --classes gives the order of the class names")
     extra = [Issue(where=key, message="labelled, but there is no clip of that name", hint=f"see {files[key]}",

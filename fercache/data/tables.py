@@ -27,12 +27,12 @@ from fercache.errors import ClipError, InputError
 from fercache.media.source import check_content
 
 # pyarrow refuses a line that is longer than a block; 131,072 features a line, the most that `import` takes, need 3 MB.
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 8 << 20
 PARQUET_ROWS = 1024
 # Python objects take ten times the memory of columns, so rows of text are made from this many lines at a time.
 TEXT_ROWS = 16_384
 MAX_EXACT_INT = 2**53
-LONGEST_LINE = 1 << 22  # most characters of the first line that are searched for a delimiter
+LONGEST_LINE = BLOCK_BYTES  # most characters of the first line that are searched for a delimiter
 SHOWN = 60
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:[.,][0-9]*)?|[.,][0-9]+)(?:e[+-]?[0-9]+)?", re.IGNORECASE)
 
@@ -70,7 +70,7 @@ def sniff(path: Path) -> Dialect:
     encoding = ("utf-16" if head[:2] in UTF_16 else "utf-16-le" if head[1::2] == b"\0\0" else
                 "utf-16-be" if head[::2] == b"\0\0" else "utf-8")
     with pa.input_stream(str(path)) as file, TextIOWrapper(file, "utf-8-sig" if encoding == "utf-8" else encoding,
-                                                           errors="surrogateescape") as text:
+                                                           errors="surrogateescape", newline="") as text:
         line = text.readline(LONGEST_LINE)
         named = SEPARATOR_LINE.fullmatch(line)
         if named:

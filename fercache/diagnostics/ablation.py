@@ -80,10 +80,10 @@ def has_no_effect(changed: dict[str, Any], base: TrainConfig) -> bool:
 def _pair(text: str, row: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     refuse_unknown([key], [TrainConfig], f"row {row}")
+    if not equals:
+        raise InputError(f"{text!r} names no value", where=f"row {row}", hint=f"a row is key=value: {key}=..")
     hint = typing.get_type_hints(TrainConfig)[key]
     try:
-        if not equals:
-            raise ValueError
         return key, tuple(value.split("+")) if typing.get_origin(hint) is tuple else hint(value)
     except ValueError as error:
         raise InputError(f"{key} cannot be {value!r}", where=f"row {row}", hint="a row is key=value") from error

@@ -18,7 +18,7 @@ from msgspec.structs import replace as replace_fields
 from fercache import media
 from fercache.data import base
 from fercache.data.base import Dataset, FrameTable, Issue, Severity, Trial
-from fercache.errors import ClipError, InputError
+from fercache.errors import ClipError, InputError, shorten_list
 from fercache.media import pictures
 from fercache.media.pictures import ENDINGS, MAX_BYTES, NAME, read_picture
 from fercache.media.video import SEVERAL, TRAITS, VideoSource
@@ -278,7 +278,7 @@ def find_issues(dataset: Dataset, tables: Sequence[FrameTable], facts: Mapping[s
 def _about(kind: str, names: Sequence[str], message: str, hint: str, severity: Severity = "note") -> Iterator[Issue]:
     """Yield an issue about these clips (or files, groups, classes); nothing if there are none."""
     if names:
-        yield Issue(kind=kind, where=base.shorten_list(names), message=message, hint=hint, severity=severity,
+        yield Issue(kind=kind, where=shorten_list(names), message=message, hint=hint, severity=severity,
                     details=tuple(names))
 
 
@@ -322,8 +322,8 @@ def _picture_issues(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> 
     """Yield folders that cannot be read, and empty, undecodable and unnumbered files in the others."""
     folders = {trial.name: facts[str(trial.path)] for trial in trials if trial.kind == "crops"}
     yield from base.group_issues(Issue(kind="unreadable", where=name, message=folder.problem,
-                                  hint="repair the folder: its clip is lost")
-                            for name, folder in folders.items() if folder.problem)
+                                       hint="repair the folder: its clip is lost")
+                                 for name, folder in folders.items() if folder.problem)
     empty = {name: folder.empty for name, folder in folders.items() if folder.empty}
     yield from _about("empty-pictures", _counted(empty), f"{sum(empty.values()):,} empty picture files in {len(empty)} "
                       "folders", "copy them again; until then their rows have no face", "error")
@@ -341,8 +341,8 @@ def _video_issues(trials: Sequence[Trial], facts: Mapping[str, ClipFacts]) -> It
     yield from (replace(issue, message=f"{len(issue.details)} clips: {issue.message}" if len(issue.details) > 1
                         else issue.message)
                 for issue in base.group_issues(Issue(kind="unreadable", where=trial.name, message=clip.problem,
-                                                hint=clip.hint or f"see {trial.path}")
-                                          for trial, clip in broken if clip.problem))
+                                                     hint=clip.hint or f"see {trial.path}")
+                                               for trial, clip in broken if clip.problem))
     for kind in TRAITS:
         clips = [trial.name for trial in trials if kind in facts[str(trial.path)].traits]
         yield from _about("picture", clips, f"{len(clips)} videos have {kind}",

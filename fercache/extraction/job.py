@@ -27,7 +27,7 @@ from fercache.backbones.weights import files
 from fercache.config import FAST, FAST_TIME, ExtractConfig, fingerprint_of
 from fercache.data import base
 from fercache.data.base import PEOPLE_COUNT, Dataset, Trial, people_of, people_stored, person_name
-from fercache.errors import ClipError, InputError, StoreError, WeightsError
+from fercache.errors import ClipError, InputError, StoreError, WeightsError, shorten_list
 from fercache.extraction import thumbnails
 from fercache.extraction.clip import ClipJob, ClipPeople
 from fercache.extraction.run_control import Cancelled, CancelToken, never_cancelled
@@ -141,8 +141,8 @@ class ExtractionJob:
     logged: Counter[str] = field(default_factory=Counter)  # problems by `base.pattern_of` their message
     started_s: float = field(default_factory=time.monotonic)
     # `bar`, `pipeline`: what the clips of this process share, while `resources` are open.
-    bar: ProgressBar = field(init=False)
-    pipeline: PipelineResources = field(init=False)
+    bar: ProgressBar = field(init=False, repr=False, compare=False)
+    pipeline: PipelineResources = field(init=False, repr=False, compare=False)
 
     def cached(self, trial: Trial) -> ClipResult | None:
         """Return the clip's result if the store holds it and its source is unchanged."""
@@ -267,7 +267,7 @@ class ExtractionJob:
                 return
             if not logged:
                 log.info("waiting for clips of another process: %s",
-                         base.shorten_list((trial.name for trial in elsewhere), 1))
+                         shorten_list((trial.name for trial in elsewhere), 1))
                 logged = True
             while not self.cancel.is_cancelled and all(map(is_locked, elsewhere)):
                 time.sleep(POLL_S)

@@ -305,8 +305,8 @@ class SoundJob(ExtractionJob):
     net: SoundNet | None = None  # if not given, loaded by `resources`
     pictures: Location | None = None  # store whose frame tables give the rows
     crops: dict[str, Path] = field(default_factory=dict)  # trials whose pictures are not those of the video -> folder
-    provenance: dict[str, Any] = field(init=False)
-    picture_store: EmbeddingStore | None = field(init=False)
+    provenance: dict[str, Any] = field(init=False, repr=False, compare=False)
+    picture_store: EmbeddingStore | None = field(init=False, repr=False, compare=False)
 
     @contextmanager
     def resources(self, bar: ProgressBar, most: int = 256) -> Iterator[int]:

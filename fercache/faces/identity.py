@@ -93,7 +93,7 @@ class _Clusters:
 
     def best_pair(self) -> tuple[int, int] | None:
         """Return the rows of the pair with the largest excess; None where no pair reaches its threshold."""
-        if self.excess.max(initial=-np.inf) < 0:
+        if not self.excess.max(initial=-np.inf) >= 0:  # also with a NaN in a vector
             return None
         i, j = sorted(divmod(int(self.excess.argmax()), len(self.excess)))
         return i, j

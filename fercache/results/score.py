@@ -15,8 +15,8 @@ from rich.text import Text
 from fercache import metrics
 from fercache.config import ScoreConfig
 from fercache.data import labels
-from fercache.data.base import Dataset, Trial, shorten_list
-from fercache.errors import InputError
+from fercache.data.base import Dataset, Trial
+from fercache.errors import InputError, shorten_list
 from fercache.results import io
 
 SHOWN = 10

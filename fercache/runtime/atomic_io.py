@@ -36,8 +36,10 @@ def replacing(path: Path) -> Iterator[Path]:
     # After a crash at any moment `path` holds its old bytes or its new ones. The sibling keeps `path`'s suffixes, so
     # that writers which choose a format by the ending work on it.
     temporary = _make_sibling(path, lambda sibling: sibling.touch(exist_ok=False))
+    mode = temporary.stat().st_mode
     try:
         yield temporary
+        temporary.chmod(mode)  # safetensors replaces the file with one that only its owner may read
         # Before the rename: otherwise a power loss may leave the new name with no content.
         fsync(temporary)
         durable_step("replace.written")

@@ -86,7 +86,7 @@ class ClipView:
             views = [cls.of(oof, trial, causal) for trial in part.tolist()]
             if not oof.pooled:
                 posteriors = smoothing.chain_posteriors([view.log_probs.mean(1) for view in views],
-                                              [view.time_s for view in views], CHAINS, causal=causal)
+                                                        [view.time_s for view in views], CHAINS, causal=causal)
                 for view, values in zip(views, posteriors, strict=True):
                     vars(view)["posteriors"] = values  # where `cached_property` looks
             yield from views

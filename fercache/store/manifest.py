@@ -71,11 +71,11 @@ class StoreRoot(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.taps:
-            raise InputError("a store needs at least one tap")
+            raise InputError("a store needs at least one tap", hint="name one with --taps")
         for name, shape in self.taps.items():
             if name == FRAME_TABLE or not shape or min(shape) < 1:
-                raise InputError(f"tap {name!r} of shape {shape} cannot be stored: shapes are positive, and "
-                                 f"{FRAME_TABLE!r} is the name of the frame table")
+                raise InputError(f"tap {name!r} of shape {shape} cannot be stored",
+                                 hint=f"shapes are positive, and {FRAME_TABLE!r} is the name of the frame table")
 
     def document(self) -> bytes:
         """Return the `zarr.json` of the store's group."""

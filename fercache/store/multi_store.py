@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fercache.config import fingerprint_of
-from fercache.data.base import shorten_list
-from fercache.errors import InputError
+from fercache.errors import InputError, shorten_list
 from fercache.runtime.uri import Location, as_location
 from fercache.store.clip import Clip
 from fercache.store.embedding_store import EmbeddingStore

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from fercache.backbones.registry import FACENET, KNOWN_WEIGHTS, Card
-from fercache.data.base import shorten_list
-from fercache.errors import WeightsError
+from fercache.errors import WeightsError, shorten_list
 from fercache.runtime import atomic_io
 
 State = dict[str, NDArray[Any]]

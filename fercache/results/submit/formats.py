@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from fercache import media
 from fercache.data import labels, tables
 from fercache.data.affwild2 import parent_of
-from fercache.data.base import shorten_list
-from fercache.errors import InputError
+from fercache.errors import InputError, shorten_list
 from fercache.results import io, missing_faces
 from fercache.runtime import atomic_io
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fercache import __version__, metrics
 from fercache.backbones import weights
-from fercache.data.base import shorten_list
+from fercache.errors import shorten_list
 from fercache.metrics import PairedDifference, Scores
 from fercache.runtime.progress import format_bytes
 from fercache.stacking.calibration import BINS
