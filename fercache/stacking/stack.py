@@ -141,6 +141,15 @@ def run_stack(oof: OofLogits, config: StackConfig, cache: Path) -> StackResult:
         raise InputError("no labeled out-of-fold rows to learn from", where=oof.dataset,
                          hint="run `fercache train-heads` on a data set with labels")
     fingerprint = config.fingerprint(book=nested_cv.digest(oof), format=FORMAT)
+    if oof.leaky_heads and not config.force:
+        raise InputError(f"declared {IN_SAMPLE}: {', '.join(oof.leaky_heads)} saw the labels of the training rows, so "
+                         "the stacker would learn from leaked labels", where="stack, logits",
+                         hint="leave it out of --logits, or import out-of-fold logits of that model; --force learns "
+                              "from it nevertheless, excludes it from `--select auto` and flags it in the output")
+    if config.causal and any("embed_every" in record.store for record in oof.provenance.records):
+        log.warning("the heads were trained on features that are interpolated between embedded frames, so their logits "
+                    "use frames that are a few tenths of a second later; for a strictly causal stack, extract with "
+                    "--embed-every 1 and train again")
     oof = _ready(oof, config)
     run_folder = Workspace(cache).stack_run(oof.dataset, fingerprint)
     # The lock makes two equal runs at the same time compute once; the second one loads.
@@ -168,17 +177,8 @@ def run_without_sound(oof: OofLogits, config: StackConfig, cache: Path) -> Path 
 
 
 def _ready(oof: OofLogits, config: StackConfig) -> OofLogits:
-    """Return the logits as the stacker reads them: checked, aggregated to clips, without lookahead heads."""
-    if oof.leaky_heads and not config.force:
-        raise InputError(f"declared {IN_SAMPLE}: {', '.join(oof.leaky_heads)} saw the labels of the training rows, so "
-                         "the stacker would learn from leaked labels", where="stack, logits",
-                         hint="leave it out of --logits, or import out-of-fold logits of that model; --force learns "
-                              "from it nevertheless, excludes it from `--select auto` and flags it in the output")
+    """Return the logits as the stacker reads them: aggregated to clips, without lookahead heads."""
     oof = inputs.aggregate_clips(oof) if config.level == "clip" else oof
-    if config.causal and any("embed_every" in record.store for record in oof.provenance.records):
-        log.warning("the heads were trained on features that are interpolated between embedded frames, so their logits "
-                    "use frames that are a few tenths of a second later; for a strictly causal stack, extract with "
-                    "--embed-every 1 and train again")
     return candidates.drop_lookahead_heads(oof) if config.causal else oof
 
 
