@@ -27,12 +27,12 @@ from fercache.errors import ClipError, InputError
 from fercache.media.source import check_content
 
 # pyarrow refuses a line that is longer than a block; 131,072 features a line, the most that `import` takes, need 3 MB.
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 PARQUET_ROWS = 1024
 # Python objects take ten times the memory of columns, so rows of text are made from this many lines at a time.
 TEXT_ROWS = 16_384
 MAX_EXACT_INT = 2**53
-LONGEST_LINE = BLOCK_BYTES  # most characters of the first line that are searched for a delimiter
+LONGEST_LINE = 1 << 23  # most characters of the first line that are searched for a delimiter
 SHOWN = 60
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:[.,][0-9]*)?|[.,][0-9]+)(?:e[+-]?[0-9]+)?", re.IGNORECASE)
 
@@ -82,8 +82,9 @@ def sniff(path: Path) -> Dialect:
     # Of equal counts the comma: a table of one column has no delimiter.
     dialect = Dialect(named[1] if named else max(DELIMITERS, key=bare.count), encoding, int(bool(named)), [])
     # The header alone: of a whole block pyarrow would convert every column. Bytes that are no UTF-8 stay for its error.
-    header = pa.BufferReader(line.encode(errors="surrogateescape"))
-    with _open_csv(header, dialect._replace(encoding="utf-8", skipped=0)) as reader:
+    header = line.encode(errors="surrogateescape")
+    decoded = dialect._replace(encoding="utf-8", skipped=0)
+    with _open_csv(pa.BufferReader(header), decoded, block=len(header) + 1) as reader:
         return dialect._replace(names=list(reader.schema.names))
 
 
@@ -107,7 +108,9 @@ def read_batches(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int,
         with pa.input_stream(str(path)) as file:
             try:
                 wanted = [name for name in dialect.names if name.strip() in columns]
-                with _open_csv(file, dialect, wanted, ragged) as reader:
+                # The header is in the first block; a letter has up to four bytes.
+                block = max(BLOCK_BYTES, 8 * sum(map(len, dialect.names)))
+                with _open_csv(file, dialect, wanted, ragged, block) as reader:
                     for batch in reader:
                         yield line, batch.rename_columns([name.strip() for name in batch.schema.names])
                         line += len(batch)
@@ -147,7 +150,7 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _open_csv(file: Any, dialect: Dialect, columns: Sequence[str] = (),
-              ragged: list[csv.InvalidRow] | None = None) -> csv.CSVStreamingReader:
+              ragged: list[csv.InvalidRow] | None = None, block: int = BLOCK_BYTES) -> csv.CSVStreamingReader:
     """Return a reader of all columns as text; rows of another length than the header go to `ragged` and end it."""
     def on_ragged(row: csv.InvalidRow) -> str:
         if not row.text.strip() or ragged is None:
@@ -156,7 +159,7 @@ def _open_csv(file: Any, dialect: Dialect, columns: Sequence[str] = (),
         return "error"
 
     # With several threads pyarrow gives no row numbers. It counts empty lines only where it does not ignore them.
-    return csv.open_csv(file, csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, skip_rows=dialect.skipped,
+    return csv.open_csv(file, csv.ReadOptions(use_threads=False, block_size=block, skip_rows=dialect.skipped,
                                               encoding="utf8" if dialect.encoding == "utf-8" else dialect.encoding),
                         csv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=True, ignore_empty_lines=False,
                                          invalid_row_handler=on_ragged),
