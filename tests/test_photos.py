@@ -84,7 +84,7 @@ def test_a_folder_of_validation_photos_has_any_of_its_usual_names(tmp_path: Path
     for number, part in enumerate(("train", word, "testing")):
         folder = tmp_path / "mine" / part / ("Happiness", "Sadness")[number % 2]
         folder.mkdir(parents=True)
-        Image.fromarray(pixels(number)).save(folder / "1.png")
+        Image.fromarray(pixels(number)).save(folder / "val_1.png")  # a file's name is no such word
     found = load(tmp_path / "mine", tmp_path / "cache", "photos", source="crops")
     assert sorted(trial.split for trial in found.trials) == ["test", "train", "validation"]
 

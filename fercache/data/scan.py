@@ -89,12 +89,12 @@ def scan(root: Path, depth: int = DEPTH, *more: Path) -> Scan:
         if kind != "crops":
             raise InputError("this is a file, not a folder" if kind else "no such folder", where=place,
                              hint="check the path (relative paths start at the current folder)")
-        _visit(place, depth, found)
+        empty = _visit(place, depth, found)
         # A folder below that cannot be read is an issue; without the place itself nothing can be read.
         for problem in found.problems:
             if problem.where == str(place):
                 raise InputError(problem.message, where=place, hint=problem.hint)
-        if _list(place) == ([], []):
+        if empty:
             raise InputError("the folder is empty", where=place, hint="put clips there, or name another folder")
     for paths in (found.videos, found.crops, found.folders, found.texts, found.tables):
         # Parts, which is the order of paths: these compare ten times as slowly. The places may overlap.
@@ -126,14 +126,14 @@ def _passed_over(found: Scan) -> Iterator[Issue]:
                     message="its numbered pictures are read as the frames of one clip")
 
 
-def _visit(folder: Path, left: int, found: Scan) -> None:
-    """Sort the entries of `folder` into `found`, and those of the folders below it."""
+def _visit(folder: Path, left: int, found: Scan) -> bool:
+    """Sort the entries of `folder` and of the folders below it into `found`; return whether there are none."""
     try:
         names, below = _list(folder)
     except OSError as error:
         found.problems.append(Issue(where=str(folder), message=f"the folder cannot be read ({error.strerror})",
                                     hint="check its permissions"))
-        return
+        return False
     suffixes = {name: _suffix(name) for name in names}
     videos = [name for name, suffix in suffixes.items() if suffix in VIDEO_ENDINGS]
     found.texts += [folder / name for name, suffix in suffixes.items() if suffix == ".txt"]
@@ -141,7 +141,7 @@ def _visit(folder: Path, left: int, found: Scan) -> None:
     pictures = [name for name in names if is_picture(name)]
     if not below and not videos and _are_frames(pictures):
         found.crops.append(folder)
-        return
+        return False
     found.videos += [folder / name for name in videos]
     if folder not in found.visited:
         found.visited.add(folder)
@@ -152,6 +152,7 @@ def _visit(folder: Path, left: int, found: Scan) -> None:
         found.folders.append(folder / name)
         if left > 0:
             _visit(folder / name, left - 1, found)
+    return not names and not below
 
 
 def _are_frames(names: list[str]) -> bool:
